@@ -3,6 +3,8 @@
 //! The modules stand in the order in which a message travels:
 //! source → key → ledger → sandbox → effects → commit → ack → relay.
 
+pub mod config;
+pub mod effects;
 pub mod failure;
 pub mod message;
 pub mod store;
