@@ -14,7 +14,9 @@ mod problem;
 mod reader;
 mod rule;
 mod secret;
+mod section;
 mod units;
+mod value;
 
 #[cfg(test)]
 mod tests;
@@ -170,7 +172,8 @@ pub struct Consumer {
     pub retry: Retry,
     pub random: Random,
     pub idempotency: Idempotency,
-    /// What the handler reads with `context.config(name)`.
+    /// What the handler reads with `context.config(name)`. A value may be a secret of the
+    /// handler: neither log nor show the values.
     pub config: BTreeMap<String, String>,
     /// Makes the host declare the queue. Never set with the embedded broker.
     pub declare: Option<Declare>,

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::problem::Problem;
-use super::reader::{Entry, Reported, Table, Value};
+use super::reader::{Entry, Reported, Table};
 use super::rule::{Fingerprint, Invalid, KeySource, Pointer};
-use super::units::show_duration;
+use super::units::{DURATION_FORMS, show_duration};
+use super::value::Value;
 use super::{
     Binding, Consumer, Declare, Grant, Idempotency, Limits, QueueKind, Random, Retention, Retry,
     Target, Unroutable,
@@ -132,15 +133,15 @@ fn unique(
     seen: &mut HashMap<String, Range<usize>>,
     why: &str,
 ) {
-    let at = table.at(&[field]);
+    let Some(at) = table.written(&[field]) else {
+        return;
+    };
     if let Some(first) = seen.get(value) {
-        let problem = Problem::new(at, format!("two consumers have the same `{field}`"));
-        table.reader.report(
-            problem
-                .label("used again")
-                .also(first.clone(), "used first")
-                .help(why),
-        );
+        let title = format!("two consumers have the same `{field}`");
+        let problem = Problem::new(at, title)
+            .label("used again")
+            .also(first.clone(), "used first");
+        table.reader.report(problem.help(why));
     } else {
         seen.insert(value.to_owned(), at);
     }
@@ -173,7 +174,9 @@ fn key(
     match table.optional("key", key_sources)? {
         Some(key) => Ok(key),
         None if optional => Ok(Vec::new()),
-        None => Err(table.missing("key", Some(KeySource::FORMS))),
+        None => Err(table
+            .reader
+            .report(table.missing("key").help(KeySource::FORMS))),
     }
 }
 
@@ -187,7 +190,7 @@ fn pointers(list: Value<'_>) -> Result<Vec<Pointer>, Reported> {
 
 fn fingerprint(value: Value<'_>) -> Result<Fingerprint, Reported> {
     if value.is_table() {
-        let mut table = value.table("`fingerprint`".to_owned())?;
+        let mut table = value.table()?;
         let except = table.required("except", pointers);
         table.finish();
         return Ok(Fingerprint::Except(except?));
@@ -208,12 +211,17 @@ fn batch(table: &mut Table<'_>, prefetch: Result<u16, Reported>) -> Result<usize
     let window = prefetch.unwrap_or(u16::MAX);
     let batch = table.or("batch", window.min(256), |batch| batch.integer(1..=1024))?;
     if batch > window {
-        let problem = table.problem(&["batch"], "`batch` is larger than `prefetch`");
-        return Err(table.reader.report(
-            problem
-                .label(format!("the broker sends no more than {window} messages ahead"))
-                .help("lower `batch`, or raise `prefetch`: several batches per lane keep the lanes busy"),
-        ));
+        let title = format!("`{}.batch` is larger than `prefetch`", table.name);
+        let problem = table
+            .problem_at(&["batch"], title)
+            .label("would never fill");
+        let problem = match table.written(&["prefetch"]) {
+            Some(at) => problem.also(at, "the broker sends no more than this ahead"),
+            None => problem,
+        };
+        return Err(table
+            .reader
+            .report(problem.help("lower `batch`, or raise `prefetch`")));
     }
     Ok(batch.into())
 }
@@ -223,7 +231,7 @@ fn lanes(table: &mut Table<'_>, sqlite: bool) -> Result<usize, Reported> {
         lanes.integer(1..=64_u16)
     })?;
     if sqlite && lanes != 1 {
-        let problem = table.problem(&["lanes"], "a SQLite store has one lane");
+        let problem = table.problem_at(&["lanes"], "a SQLite store has one lane");
         return Err(table.reader.report(
             problem
                 .label("SQLite has one writer")
@@ -238,6 +246,10 @@ fn retained(value: &Value<'_>) -> Result<Retention, Reported> {
     let longest = 36_500 * DAY;
     match value.as_text() {
         Some("forever") => Ok(Retention::Forever),
+        Some(text) if !text.starts_with(|c: char| c.is_ascii_digit()) => {
+            let help = format!("{DURATION_FORMS}; or `forever`");
+            Err(value.invalid(Invalid::new("not a duration", help)))
+        }
         _ => value
             .duration(Duration::from_secs(1)..=longest)
             .map(Retention::For),
@@ -264,10 +276,10 @@ fn grant(mut table: Table<'_>) -> Result<Grant, Reported> {
 
 fn target(entry: Entry<'_>, embedded: bool) -> Result<Target, Reported> {
     let reader = entry.value.reader;
-    let named = short_string(entry.key).map_err(|invalid| {
-        reader.report(Problem::new(entry.key_at, "the target's name is not valid").invalid(invalid))
+    let named = short_string(entry.name).map_err(|invalid| {
+        reader.report(Problem::new(entry.at, "the name of a target is not valid").invalid(invalid))
     });
-    let mut table = entry.value.table(format!("`targets.{}`", entry.key))?;
+    let mut table = entry.value.table()?;
     let exchange = table.or("exchange", String::new(), |name| name.parse(short_string));
     let routing_key = table.or("routing-key", String::new(), |key| key.parse(short_string));
     let persistent = table.or("persistent", true, |persistent| persistent.boolean());
@@ -276,7 +288,7 @@ fn target(entry: Entry<'_>, embedded: bool) -> Result<Target, Reported> {
     });
     if let (Ok(exchange), Ok(routing_key)) = (&exchange, &routing_key) {
         if embedded && !exchange.is_empty() {
-            let problem = table.problem(&["exchange"], "the embedded broker has no exchanges");
+            let problem = table.problem_at(&["exchange"], "the embedded broker has no exchanges");
             let help = "write `exchange = \"\"` and the queue's name as `routing-key`, or set `broker.url` to your RabbitMQ";
             reader.report(
                 problem
@@ -285,7 +297,7 @@ fn target(entry: Entry<'_>, embedded: bool) -> Result<Target, Reported> {
             );
         }
         if exchange.is_empty() && routing_key.is_empty() {
-            let problem = table.problem(&[], "the target leads nowhere");
+            let problem = table.problem_at(&[], "the target leads nowhere");
             let help = "name an `exchange`, or a queue as `routing-key` of the default exchange";
             reader.report(
                 problem
@@ -364,7 +376,10 @@ fn retry(mut table: Table<'_>) -> Result<Retry, Reported> {
     if let (Ok(delay), Ok(max_delay)) = (&delay, &max_delay)
         && delay > max_delay
     {
-        let problem = table.problem(&["delay"], "`delay` is longer than `max-delay`");
+        let problem = table.problem_at(
+            &["delay"],
+            "`consumer.retry.delay` is longer than `max-delay`",
+        );
         let label = format!("`max-delay` is {}", show_duration(*max_delay));
         table
             .reader
@@ -387,7 +402,7 @@ fn declare(value: &Value<'_>, embedded: bool) -> Result<Declare, Reported> {
                 .help("remove it"),
         ));
     }
-    let mut table = value.table("`declare`".to_owned())?;
+    let mut table = value.table()?;
     let kind = table.or("type", QueueKind::Quorum, |kind| {
         kind.choice(&[
             ("quorum", QueueKind::Quorum),

@@ -114,8 +114,8 @@ impl Problems {
         self.list.len()
     }
 
-    /// All of them as the Rust compiler would show them, and how many they are. Ends with a
-    /// line break.
+    /// All of them as the Rust compiler would show them, and how many they are when they are
+    /// many. Ends with a line break.
     pub fn render(&self, colour: bool) -> String {
         let renderer = if colour {
             Renderer::styled()
@@ -129,10 +129,12 @@ impl Problems {
             out += &renderer.render(&[quoted.group(problem, &path)]);
             out += "\n\n";
         }
-        out += &match self.count() {
-            1 => format!("1 problem in {path}\n"),
-            many => format!("{many} problems in {path}\n"),
-        };
+        if self.count() > 1 {
+            out += &format!("{} problems in {path}\n", self.count());
+        } else {
+            // The line break that parts a problem from what follows.
+            out.pop();
+        }
         out
     }
 }

@@ -108,23 +108,26 @@ fn url_passwords(text: &str) -> Vec<Range<usize>> {
 }
 
 /// The values assigned to names that end like a secret's name, quoted or not, on one line or in
-/// a multi-line string. A table (`{ env = … }`) holds no secret itself.
+/// a multi-line string. A reference (`{ env = … }`) is no secret itself.
 fn assigned(text: &str) -> Vec<Range<usize>> {
     const NAMES: [&str; 5] = ["token", "password", "passwd", "secret", "api-key"];
     let mut ranges = Vec::new();
     for (equals, _) in text.match_indices('=') {
-        let name = text[..equals]
-            .trim_end()
-            .trim_end_matches(['"', '\''])
-            .to_ascii_lowercase();
-        if !NAMES.iter().any(|secret| name.ends_with(secret)) {
+        let before = text[..equals].trim_end().trim_end_matches(['"', '\'']);
+        let parts = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+        let name = &before[before.trim_end_matches(parts).len()..];
+        // A parameter in the query of a URL is not TOML.
+        let query = before[..before.len() - name.len()].ends_with(['?', '&']);
+        let name = name.to_ascii_lowercase();
+        if query || !NAMES.iter().any(|secret| name.ends_with(secret)) {
             continue;
         }
         let value = &text[equals + 1..];
         let start = equals + 1 + (value.len() - value.trim_start_matches([' ', '\t']).len());
         let value = &text[start..];
         let (start, end) = match value.chars().next() {
-            Some('{') | None => continue,
+            Some('{') if reference(value) => continue,
+            None => continue,
             Some('"') if value.starts_with(r#"""""#) => {
                 (start + 3, until(text, start + 3, r#"""""#))
             }
@@ -141,6 +144,11 @@ fn assigned(text: &str) -> Vec<Range<usize>> {
     }
     ranges.retain(|range| !range.is_empty());
     ranges
+}
+
+fn reference(table: &str) -> bool {
+    let name = table.trim_start_matches(['{', ' ', '\t']);
+    name.starts_with("env") || name.starts_with("file")
 }
 
 fn until(text: &str, from: usize, stop: &str) -> usize {
