@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::bindings::hapax::plugin::types as wit;
-use crate::sql;
+use crate::{Outcome, sql};
 
 /// The message is not dealt with: every effect of this run is undone.
 ///
@@ -119,8 +119,24 @@ pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// A handler with nothing to tell may return `Ok(())`.
-impl From<()> for wit::Outcome {
+/// What a handler may return: `Result<Outcome, Failure>`, `()` for [`Outcome::Done`], and in the
+/// place of [`Failure`] an error type of its own.
+#[diagnostic::on_unimplemented(
+    message = "a handler cannot return `{Self}`",
+    label = "a handler returns `Result<Outcome, Failure>`"
+)]
+pub trait HandlerResult {
+    /// The same, in the host's words.
+    fn into_result(self) -> Result<Outcome, Failure>;
+}
+
+impl<O: Into<Outcome>, E: Into<Failure>> HandlerResult for Result<O, E> {
+    fn into_result(self) -> Result<Outcome, Failure> {
+        self.map(Into::into).map_err(Into::into)
+    }
+}
+
+impl From<()> for Outcome {
     fn from((): ()) -> Self {
         Self::Done
     }

@@ -58,7 +58,7 @@ pub mod state;
 pub mod testing;
 
 pub use bindings::hapax::plugin::types::{Header, HeaderValue, Outcome, Properties};
-pub use failure::Failure;
+pub use failure::{Failure, HandlerResult};
 pub use hapax_guest_macros::handler;
 pub use message::{FromMessage, Json, Message};
 pub use scalar::{Decimal, Timestamp, Uuid};
@@ -73,16 +73,7 @@ pub mod prelude {
 /// What `#[handler]` expands to.
 #[doc(hidden)]
 pub mod __private {
-    use crate::{Failure, Outcome};
-
     pub use crate::__export_handler as export_handler;
-
-    /// Accepts every result that a handler may return: `()` for done, its own error type.
-    pub fn finish<O: Into<Outcome>, E: Into<Failure>>(
-        result: Result<O, E>,
-    ) -> Result<Outcome, Failure> {
-        result.map(Into::into).map_err(Into::into)
-    }
 }
 
 #[cfg(target_arch = "wasm32")]

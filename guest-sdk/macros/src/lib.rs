@@ -8,29 +8,54 @@ use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
-use syn::{Error, FnArg, ItemFn, ReturnType, Type, parse_macro_input};
+use syn::{Error, FnArg, ItemFn, ReturnType, Signature, Type, parse_macro_input};
 
 /// Makes a function the handler of this component. See `hapax_guest::handler`.
 #[proc_macro_attribute]
 pub fn handler(arguments: TokenStream, function: TokenStream) -> TokenStream {
     let arguments = Tokens::from(arguments);
     let function = parse_macro_input!(function as ItemFn);
-    let glue = check(&arguments, &function)
-        .map(|()| glue(&function))
-        .unwrap_or_else(|error| error.into_compile_error());
+    let glue = glue(&arguments, &function).unwrap_or_else(Error::into_compile_error);
     // The function is kept even when the attribute is misused: an editor then shows one error,
     // not one for each place that mentions the function.
     quote!(#function #glue).into()
 }
 
-/// Refuses what could only fail later, inside generated code.
-fn check(arguments: &Tokens, function: &ItemFn) -> Result<(), Error> {
+/// The function behind the export. Every piece carries the span of what the user wrote, so that
+/// a type that does not fit is reported there.
+fn glue(arguments: &Tokens, function: &ItemFn) -> Result<Tokens, Error> {
     let signature = &function.sig;
+    refuse(arguments, signature)?;
+    let ReturnType::Type(_, returned) = &signature.output else {
+        let text = "a handler returns Result<Outcome, Failure>";
+        return Err(Error::new(signature.ident.span(), text));
+    };
+    // The compiler itself explains `self` outside an impl.
+    let parameters = signature.inputs.iter().filter_map(|input| match input {
+        FnArg::Typed(parameter) => Some(extract(&parameter.ty)),
+        FnArg::Receiver(_) => None,
+    });
+    let name = &signature.ident;
+    let into_result = quote_spanned! {returned.span()=>
+        <#returned as ::hapax_guest::HandlerResult>::into_result
+    };
+    Ok(quote! {
+        const _: () = {
+            fn take_apart(
+                message: &::hapax_guest::Message,
+            ) -> ::core::result::Result<::hapax_guest::Outcome, ::hapax_guest::Failure> {
+                #into_result(#name(#(#parameters),*))
+            }
+            ::hapax_guest::__private::export_handler!(take_apart);
+        };
+    })
+}
+
+/// Refuses what could only fail later, inside generated code.
+fn refuse(arguments: &Tokens, signature: &Signature) -> Result<(), Error> {
     if !arguments.is_empty() {
-        return Err(Error::new(
-            arguments.span(),
-            "#[handler] takes no arguments",
-        ));
+        let text = "#[handler] takes no arguments";
+        return Err(Error::new(arguments.span(), text));
     }
     if let Some(keyword) = signature.asyncness {
         let text = "a handler is not async: the calls of hapax_guest return when they are done";
@@ -40,36 +65,7 @@ fn check(arguments: &Tokens, function: &ItemFn) -> Result<(), Error> {
         let text = "a handler has no type parameters: Hapax would not know what to fill in";
         return Err(Error::new(parameter.span(), text));
     }
-    if let Some(receiver) = signature.receiver() {
-        return Err(Error::new(receiver.span(), "a handler is a free function"));
-    }
-    if let ReturnType::Default = signature.output {
-        let text = "a handler returns Result<Outcome, Failure>";
-        return Err(Error::new(signature.ident.span(), text));
-    }
     Ok(())
-}
-
-/// The function behind the export. Every piece carries the span of what the user wrote, so that
-/// a type that does not fit is reported there.
-fn glue(function: &ItemFn) -> Tokens {
-    let name = &function.sig.ident;
-    let parameters = function.sig.inputs.iter().filter_map(|input| match input {
-        FnArg::Typed(parameter) => Some(extract(&parameter.ty)),
-        FnArg::Receiver(_) => None,
-    });
-    let returned = function.sig.output.span();
-    let finish = quote_spanned!(returned=> ::hapax_guest::__private::finish);
-    quote! {
-        const _: () = {
-            fn take_apart(
-                message: &::hapax_guest::Message,
-            ) -> ::core::result::Result<::hapax_guest::Outcome, ::hapax_guest::Failure> {
-                #finish(#name(#(#parameters),*))
-            }
-            ::hapax_guest::__private::export_handler!(take_apart);
-        };
-    }
 }
 
 fn extract(parameter: &Type) -> Tokens {

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::host::Host;
 use crate::log::Level;
 use crate::sql::Value;
-use crate::{Failure, FromMessage, Header, Outcome};
+use crate::{Failure, FromMessage, HandlerResult, Header, Outcome};
 
 /// What the handler said, and what it asked for.
 #[derive(Clone, Debug)]
@@ -125,19 +125,19 @@ pub trait Handler<'m, Parameters> {
 
 macro_rules! handlers {
     ($(($($parameter:ident)*))+) => {$(
-        impl<'m, F, O, E, $($parameter),*> Handler<'m, ($($parameter,)*)> for F
+        impl<'m, F, R, $($parameter),*> Handler<'m, ($($parameter,)*)> for F
         where
-            F: FnOnce($($parameter),*) -> Result<O, E>,
-            O: Into<Outcome>,
-            E: Into<Failure>,
+            F: FnOnce($($parameter),*) -> R,
+            R: HandlerResult,
             $($parameter: FromMessage<'m>,)*
         {
+            // A handler without parameters does not look at the message.
+            #[allow(unused_variables)]
             fn call(self, message: &'m crate::Message) -> Result<Outcome, Failure> {
-                let result = self($($parameter::from_message(message)?),*);
-                crate::__private::finish(result)
+                self($($parameter::from_message(message)?),*).into_result()
             }
         }
     )+};
 }
 
-handlers! { (A) (A B) (A B C) (A B C D) }
+handlers! { () (A) (A B) (A B C) (A B C D) }

@@ -9,6 +9,10 @@ pub fn spin() {
 }
 
 /// Grows the stack. What happens after the call keeps it from becoming a loop.
+#[expect(
+    unconditional_recursion,
+    reason = "the stack's end is what the test is about"
+)]
 pub fn recurse(depth: u64) {
     let frame = [depth; 32];
     recurse(black_box(&frame)[0] + 1);
