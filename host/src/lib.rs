@@ -7,4 +7,5 @@ pub mod config;
 pub mod effects;
 pub mod failure;
 pub mod message;
+pub mod sandbox;
 pub mod store;
