@@ -24,6 +24,7 @@ pub mod consumer;
 pub mod failure;
 pub mod lane;
 pub mod message;
+pub mod sandbox;
 pub mod store;
 pub mod sweep;
 pub mod waiting;
