@@ -107,7 +107,13 @@ impl Failure {
     }
 
     fn new(code: Code, again: Again, message: impl Into<String>) -> Self {
-        Self { code, again, message: message.into(), stderr: String::new(), backtrace: String::new() }
+        Self {
+            code,
+            again,
+            message: message.into(),
+            stderr: String::new(),
+            backtrace: String::new(),
+        }
     }
 }
 

@@ -84,7 +84,7 @@ pub fn component(module: &str) -> Vec<u8> {
     let world = resolve
         .select_world(&[package], Some("guest"))
         .expect("the world is there");
-    embed_component_metadata(&mut wasm, &resolve, world, StringEncoding::UTF8)
+    embed_component_metadata(&mut wasm, &resolve, world, StringEncoding::UTF8, false)
         .expect("the world can be embedded");
     ComponentEncoder::default()
         .module(&wasm)
