@@ -1,0 +1,560 @@
+//! What the host needs from a database, as one contract over all dialects.
+//!
+//! A dialect holds SQL, the encoding of values and the classification of its errors, and nothing else:
+//! every decision is made once, by the callers of this contract. One suite of tests (`store/contract.rs`)
+//! runs over every dialect and is the definition of each method here.
+//!
+//! Times are the database's: a caller passes durations, the dialect adds them to its own clock.
+
+mod error;
+mod stored;
+mod value;
+
+pub mod migrate;
+pub mod postgres;
+pub mod sqlite;
+
+#[cfg(test)]
+mod contract;
+
+pub use error::{Constraint, ConstraintKind, StoreError};
+pub use value::{Column, Rows, Value};
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::message::Message;
+
+/// The languages of SQL that stores speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    Postgres,
+    Sqlite,
+    Mysql,
+}
+
+/// What is true of a dialect and shapes the pipeline.
+#[derive(Clone, Copy, Debug)]
+pub struct Traits {
+    pub dialect: Dialect,
+    /// An errored statement leaves the transaction unusable unless a savepoint was set before it.
+    pub error_kills_transaction: bool,
+    /// One transaction at a time in the whole store.
+    pub single_writer: bool,
+    /// Savepoints that one transaction should not exceed.
+    pub max_savepoints: usize,
+    /// Parameters that one statement can take.
+    pub max_parameters: usize,
+}
+
+/// The number of a consumer in `hapax_consumer`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConsumerId(pub i32);
+
+/// What the ledger and the waiting table know of a consumer.
+#[derive(Clone, Debug)]
+pub struct ConsumerRow {
+    pub id: ConsumerId,
+    pub key_rule: String,
+    pub fingerprint_rule: String,
+    /// Part of every message id, raised when the operator makes the ledger forget.
+    pub generation: i32,
+    /// Everything that expired before this database time may be forgotten.
+    /// Microseconds since the Unix epoch.
+    pub horizon: Option<i64>,
+}
+
+/// The fate of a key. The numbers are in the table and do not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i16)]
+pub enum Fate {
+    Committed = 1,
+    Waiting = 2,
+    Parked = 3,
+    Discarded = 4,
+    /// A redelivered message began to run alone; its host may have gone down with it.
+    Started = 5,
+}
+
+impl Fate {
+    /// Reads the number in the table.
+    pub fn from_number(number: i16) -> Option<Self> {
+        [Self::Committed, Self::Waiting, Self::Parked, Self::Discarded, Self::Started]
+            .into_iter()
+            .find(|fate| *fate as i16 == number)
+    }
+}
+
+/// A key that wants to be new.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    pub key: &'a [u8],
+    pub fingerprint: &'a [u8],
+    pub attempts: i32,
+    /// The row expires at max(database now, this) + retention. Seconds since the Unix epoch.
+    pub timestamp_seconds: Option<i64>,
+}
+
+/// What all claims of a batch share.
+#[derive(Clone, Copy, Debug)]
+pub struct ClaimRule<'a> {
+    pub consumer: ConsumerId,
+    /// The first eight bytes of the component's SHA-256.
+    pub plugin: &'a [u8],
+    /// `None` remembers forever.
+    pub retention: Option<Duration>,
+}
+
+/// What the ledger says of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub key: Vec<u8>,
+    pub fate: Fate,
+    pub fingerprint: Vec<u8>,
+    pub attempts: i32,
+}
+
+/// Another fate than `committed`, for a key that this transaction has claimed.
+#[derive(Clone, Copy, Debug)]
+pub struct Settlement<'a> {
+    pub key: &'a [u8],
+    pub fate: Fate,
+    pub attempts: i32,
+}
+
+/// What a row of `hapax_waiting` is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Its next attempt.
+    Retry,
+    /// An earlier message of its partition.
+    Held,
+    /// A person.
+    Parked,
+}
+
+impl Status {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Held => "held",
+            Self::Parked => "parked",
+        }
+    }
+
+    pub fn from_text(text: &str) -> Option<Self> {
+        [Self::Retry, Self::Held, Self::Parked].into_iter().find(|status| status.as_str() == text)
+    }
+}
+
+/// A failed message, whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WaitingRow {
+    /// SHA-256 of consumer and key, or of the content where there is no usable key.
+    pub id: Vec<u8>,
+    pub key: Option<Vec<u8>>,
+    pub fingerprint: Vec<u8>,
+    pub partition: i64,
+    pub status: Status,
+    /// Finished attempts that failed.
+    pub attempts: i32,
+    pub code: String,
+    pub error: String,
+    pub stderr: String,
+    pub backtrace: String,
+    /// The component that ran last, SHA-256 in full; empty when none ran.
+    pub plugin: Vec<u8>,
+    pub trace_id: String,
+    /// The queue that the message came from.
+    pub queue: String,
+    pub message: Message,
+}
+
+/// A row of `hapax_waiting` as it was read, with the times that the database gave it.
+/// Microseconds since the Unix epoch.
+#[derive(Clone, Debug)]
+pub struct WaitingRecord {
+    pub consumer: String,
+    pub row: WaitingRow,
+    pub first_failed_at: i64,
+    pub failed_at: i64,
+    /// Absent while the row is parked.
+    pub due_at: Option<i64>,
+}
+
+/// Which rows an operator means.
+#[derive(Clone, Debug, Default)]
+pub struct WaitingFilter {
+    pub consumer: Option<String>,
+    pub status: Option<Status>,
+    pub code: Option<String>,
+    /// The first bytes of the id, so that a person can type them.
+    pub id_prefix: Option<Vec<u8>>,
+    pub key: Option<Vec<u8>>,
+    pub limit: u32,
+}
+
+/// An outgoing message on its way into `hapax_outbox`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutboxRow {
+    pub consumer: ConsumerId,
+    /// The lane that wrote it: after a COMMIT in doubt, the lane's rows are looked for by it.
+    pub lane: i16,
+    pub target: String,
+    /// Publish without `mandatory`: the target said `unroutable = "drop"`.
+    pub may_drop: bool,
+    pub ordering_key: Option<String>,
+    /// Not before this long after the commit.
+    pub delay: Option<Duration>,
+    /// The message id is among the properties.
+    pub message: Message,
+}
+
+/// A row of `hapax_outbox` that a relay has taken.
+#[derive(Clone, Debug)]
+pub struct OutboxRecord {
+    /// Grows in the order of the inserts of one lane.
+    pub sequence: i64,
+    /// Publishes that failed.
+    pub attempts: i32,
+    pub row: Arc<OutboxRow>,
+}
+
+/// How full the outbox is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OutboxDepth {
+    pub rows: u64,
+    /// The age of the oldest row that is not delayed, in seconds.
+    pub oldest_seconds: f64,
+}
+
+/// What a `state` write expects to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    Anything,
+    Absent,
+    Version(u64),
+}
+
+/// A host among the hosts of one store: its outbox rows are its own while it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HostId(pub i32);
+
+/// The lane of rows that [`Session::outbox_take`] took: no lane of this host has written them.
+pub const TAKEN_LANE: i16 = -1;
+
+/// How long the database lets a session work and wait.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// For one statement; zero is no limit.
+    pub statement_timeout: Duration,
+    /// For a row or a key that another transaction holds; zero waits as long as the statement may.
+    pub lock_timeout: Duration,
+}
+
+/// A database.
+#[async_trait]
+pub trait Store: Send + Sync {
+    fn traits(&self) -> Traits;
+
+    /// Opens a session. `name` is shown to the database's operator (`application_name`).
+    /// SQLite: every session shares the one connection, for the length of a transaction each.
+    async fn session(&self, name: &str) -> Result<Box<dyn Session>, StoreError>;
+
+    /// Migrations that are known and not applied, by name, in order.
+    async fn pending_migrations(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Applies them, one host at a time, and returns their names.
+    async fn migrate(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Settings of the server that would break the promise, as sentences for the operator.
+    async fn warnings(&self) -> Result<Vec<String>, StoreError>;
+}
+
+/// One connection, and at most one transaction on it.
+///
+/// None of these futures is cancel safe unless it says so: a session whose future was dropped is
+/// discarded, which rolls back what it had not committed.
+#[async_trait]
+pub trait Session: Send {
+    /// One round trip, outside any transaction.
+    async fn ping(&mut self) -> Result<(), StoreError>;
+
+    /// Begins a transaction, READ COMMITTED (SQLite: IMMEDIATE; waits for the other sessions).
+    async fn begin(&mut self) -> Result<(), StoreError>;
+
+    /// Commits. `Ok` only when the database said that it committed.
+    /// [`StoreError::InDoubt`] when the answer did not arrive.
+    async fn commit(&mut self) -> Result<(), StoreError>;
+
+    /// Ends the transaction without a trace. Harmless without one.
+    async fn rollback(&mut self) -> Result<(), StoreError>;
+
+    /// Sets a savepoint. Names are the host's own (`hapax_message`, `hapax_statement`).
+    async fn savepoint(&mut self, name: &'static str) -> Result<(), StoreError>;
+
+    /// Undoes everything since the savepoint, and removes it.
+    async fn rollback_to(&mut self, name: &'static str) -> Result<(), StoreError>;
+
+    /// Forgets the savepoint and keeps what came after it.
+    async fn release(&mut self, name: &'static str) -> Result<(), StoreError>;
+
+    /// Whether the transaction that `begin` opened is still open and usable. Asked after every errored
+    /// statement. No round trip.
+    async fn alive(&mut self) -> bool;
+
+    // ---- consumers -------------------------------------------------------------------------------
+
+    /// The consumer's row, made when it is not there. Outside any transaction.
+    async fn consumer(
+        &mut self,
+        name: &str,
+        key_rule: &str,
+        fingerprint_rule: &str,
+    ) -> Result<ConsumerRow, StoreError>;
+
+    /// The secret of the store, 32 random bytes made once. Seeds ids and randomness.
+    async fn secret(&mut self) -> Result<Vec<u8>, StoreError>;
+
+    // ---- ledger ----------------------------------------------------------------------------------
+
+    /// Inserts the keys that are not there, as committed by this transaction if it commits, and says for
+    /// each whether it was new. Keys are distinct and sorted. Waits for other transactions that hold a
+    /// key, up to the lock timeout ([`StoreError::LockTimeout`]).
+    async fn claim(
+        &mut self,
+        rule: ClaimRule<'_>,
+        claims: &[Claim<'_>],
+    ) -> Result<Vec<bool>, StoreError>;
+
+    /// What the ledger says of keys, by a statement of its own so that it sees what committed meanwhile.
+    /// In the order of `keys`; `None` where there is no row.
+    async fn entries(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Entry>>, StoreError>;
+
+    /// Claims a key whose row is there with the fate `from`: true when it still was and the row is now as
+    /// after [`Session::claim`]. Waits like `claim`.
+    async fn take(
+        &mut self,
+        rule: ClaimRule<'_>,
+        claim: Claim<'_>,
+        from: Fate,
+    ) -> Result<bool, StoreError>;
+
+    /// Gives claimed keys another fate; returns how many rows it changed.
+    async fn settle(
+        &mut self,
+        consumer: ConsumerId,
+        settlements: &[Settlement<'_>],
+    ) -> Result<u64, StoreError>;
+
+    /// The last statement before COMMIT: how many of `keys` this very transaction has claimed, which makes
+    /// those final that were not settled otherwise. Any other number than all of them is a broken
+    /// transaction.
+    async fn finish(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError>;
+
+    /// Inserts or replaces the row of a key outside any claim: records that a redelivered message starts
+    /// (`Fate::Started`, attempts = starts so far: the table counts them, `claim.attempts` is not read)
+    /// and returns the entry as it is afterwards. A row with another fate than `Started` is left alone
+    /// and returned. A transaction of its own.
+    async fn record_start(
+        &mut self,
+        rule: ClaimRule<'_>,
+        claim: Claim<'_>,
+    ) -> Result<Entry, StoreError>;
+
+    /// Takes a recorded start back: attempts − 1, and the row goes when none is left.
+    async fn undo_start(&mut self, consumer: ConsumerId, key: &[u8]) -> Result<(), StoreError>;
+
+    /// Rows by fate, for `status`.
+    async fn ledger_counts(&mut self, consumer: ConsumerId) -> Result<Vec<(Fate, u64)>, StoreError>;
+
+    /// Deletes expired rows of a consumer among the next `limit` rows after `after` in key order, and
+    /// raises the horizon. Rows that wait or are parked stay. Returns the last key looked at, `None` at
+    /// the end, and the number of deleted rows. A transaction of its own.
+    async fn sweep(
+        &mut self,
+        consumer: ConsumerId,
+        after: &[u8],
+        limit: u32,
+    ) -> Result<(Option<Vec<u8>>, u64), StoreError>;
+
+    // ---- waiting ---------------------------------------------------------------------------------
+
+    /// Writes failed messages, `due` from now. A row with the same id is replaced when it has a key
+    /// (the failure is newer), and left alone when it has none (the same content was parked before).
+    async fn waiting_put(
+        &mut self,
+        consumer: ConsumerId,
+        rows: &[(WaitingRow, Duration)],
+    ) -> Result<(), StoreError>;
+
+    /// Ids and partitions of rows with status `retry` that are due, oldest first, without locking them.
+    async fn waiting_due(
+        &mut self,
+        consumer: ConsumerId,
+        limit: u32,
+    ) -> Result<Vec<(Vec<u8>, i64)>, StoreError>;
+
+    /// How long until the next row of status `retry` is due. Zero when one is; `None` without any.
+    async fn waiting_next(&mut self, consumer: ConsumerId) -> Result<Option<Duration>, StoreError>;
+
+    /// Locks a due row for this transaction; `None` when it is gone, not due, or another host has it.
+    async fn waiting_lock(
+        &mut self,
+        consumer: ConsumerId,
+        id: &[u8],
+    ) -> Result<Option<WaitingRow>, StoreError>;
+
+    /// Removes rows; returns how many there were.
+    async fn waiting_delete(&mut self, consumer: ConsumerId, ids: &[&[u8]]) -> Result<u64, StoreError>;
+
+    /// Adds one to the starts of a due `retry` row and returns their number since its last finished
+    /// attempt; `None` when the row is gone or locked. A transaction of its own, before the one that
+    /// runs the row; `waiting_put` and `waiting_unstart` set it back.
+    async fn waiting_start(
+        &mut self,
+        consumer: ConsumerId,
+        id: &[u8],
+    ) -> Result<Option<i32>, StoreError>;
+
+    /// Takes one recorded start back.
+    async fn waiting_unstart(&mut self, consumer: ConsumerId, id: &[u8]) -> Result<(), StoreError>;
+
+    /// Rows for the operator, newest failure first.
+    async fn waiting_list(&mut self, filter: &WaitingFilter) -> Result<Vec<WaitingRecord>, StoreError>;
+
+    /// Makes parked rows run again now, from attempt 1: status `retry`, due now, and the key's fate
+    /// `waiting`. Returns how many rows were parked. A transaction of its own.
+    async fn waiting_replay(&mut self, ids: &[&[u8]]) -> Result<u64, StoreError>;
+
+    /// Removes parked rows for good; their keys' fate becomes `discarded`. Returns how many rows there
+    /// were. A transaction of its own.
+    async fn waiting_discard(&mut self, ids: &[&[u8]]) -> Result<u64, StoreError>;
+
+    /// Rows by status and code, for `status` and metrics.
+    async fn waiting_counts(
+        &mut self,
+        consumer: ConsumerId,
+    ) -> Result<Vec<(Status, String, u64)>, StoreError>;
+
+    // ---- outbox ----------------------------------------------------------------------------------
+
+    /// Says that this session's host lives, for as long as the session does (an advisory lock).
+    async fn announce(&mut self, host: HostId) -> Result<(), StoreError>;
+
+    /// Inserts rows in order; returns their sequences in the same order. Rows without a delay belong to
+    /// `host` and are not polled while it lives; rows with one become due.
+    async fn outbox_put(
+        &mut self,
+        host: HostId,
+        rows: &[Arc<OutboxRow>],
+    ) -> Result<Vec<i64>, StoreError>;
+
+    /// Takes up to `limit` rows that are due, or whose host is gone, oldest first, with SKIP LOCKED, and
+    /// makes them this host's, lane [`TAKEN_LANE`]. A row whose ordering key has an older row is taken
+    /// only together with that one. A transaction of its own; when it is in doubt, `outbox_recover` with
+    /// [`TAKEN_LANE`] finds what it took.
+    async fn outbox_take(&mut self, host: HostId, limit: u32) -> Result<Vec<OutboxRecord>, StoreError>;
+
+    /// Rows of `host` and `lane` that are not due later and not in `known`: what a COMMIT in doubt left.
+    async fn outbox_recover(
+        &mut self,
+        host: HostId,
+        lane: i16,
+        known: &[i64],
+    ) -> Result<Vec<OutboxRecord>, StoreError>;
+
+    /// Which of these rows have an older row with the same ordering key before them. Their turn is later.
+    async fn outbox_blocked(&mut self, sequences: &[i64]) -> Result<Vec<i64>, StoreError>;
+
+    /// Removes rows that the broker has confirmed.
+    async fn outbox_delete(&mut self, sequences: &[i64]) -> Result<(), StoreError>;
+
+    /// Keeps a row for later: attempts + 1, due after `delay`, with the error for the operator.
+    async fn outbox_defer(
+        &mut self,
+        sequence: i64,
+        delay: Duration,
+        error: &str,
+    ) -> Result<(), StoreError>;
+
+    async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError>;
+
+    // ---- state -----------------------------------------------------------------------------------
+
+    /// A value and its version, locked for this transaction where the store can lock a row.
+    async fn state_get(
+        &mut self,
+        consumer: ConsumerId,
+        key: &str,
+    ) -> Result<Option<(Vec<u8>, u64)>, StoreError>;
+
+    /// Writes (`Some`) or removes (`None`) a value; false when what was expected is not there.
+    async fn state_write(
+        &mut self,
+        consumer: ConsumerId,
+        key: &str,
+        value: Option<&[u8]>,
+        expect: Expect,
+    ) -> Result<bool, StoreError>;
+
+    // ---- the guest's own SQL ---------------------------------------------------------------------
+
+    /// Runs one prepared statement and returns its rows, or [`StoreError::Limit`] when they are more
+    /// than `max_rows` rows or `max_bytes` of values.
+    async fn query(
+        &mut self,
+        statement: &str,
+        parameters: &[Value],
+        max_rows: u64,
+        max_bytes: u64,
+    ) -> Result<Rows, StoreError>;
+
+    /// Runs one prepared statement and returns the number of rows it touched.
+    async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError>;
+
+    // ---- the embedded broker ---------------------------------------------------------------------
+
+    /// Where this store also holds queues, the way to them. Only SQLite does.
+    fn queues(&mut self) -> Option<&mut dyn Queues> {
+        None
+    }
+}
+
+/// A queue's message as the embedded broker keeps it.
+#[derive(Clone, Debug)]
+pub struct QueuedMessage {
+    pub sequence: i64,
+    pub deliveries: i32,
+    pub message: Message,
+}
+
+/// The durable queues of the embedded broker. Each call is a transaction of its own.
+#[async_trait]
+pub trait Queues: Send {
+    /// Makes a queue; nothing happens when it is there.
+    async fn declare(&mut self, queue: &str) -> Result<(), StoreError>;
+
+    /// Whether the queue is there, and how many messages it holds.
+    async fn depth(&mut self, queue: &str) -> Result<Option<u64>, StoreError>;
+
+    /// Appends messages; false, and nothing is kept, for those whose queue is not there.
+    async fn publish(&mut self, messages: &[(String, Message)]) -> Result<Vec<bool>, StoreError>;
+
+    /// The next messages after `after`, in order, each with its deliveries counted up.
+    async fn deliver(
+        &mut self,
+        queue: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<QueuedMessage>, StoreError>;
+
+    /// Removes acknowledged messages.
+    async fn ack(&mut self, queue: &str, sequences: &[i64]) -> Result<(), StoreError>;
+}
