@@ -120,7 +120,7 @@ impl Proxy {
 
     /// Waits until the rules have done what the test is about.
     pub async fn until(&self, what: &str, done: impl Fn(Tally) -> bool) -> anyhow::Result<()> {
-        wait::until(what, wait::PATIENCE, || async {
+        wait::until(what, wait::PATIENCE, async || {
             Ok(done(self.tally()).then_some(()))
         })
         .await
