@@ -374,17 +374,17 @@ impl Pass<'_> {
         alone: bool,
     ) -> (Option<Transaction>, Result<Plan, Setback>) {
         let Plan::Run { attempts } = plan else { return (Some(transaction), Ok(plan)) };
+        let key = item.identity.as_ref().map_or(&[][..], |identity| &identity.key);
         let attempt = Attempt {
-            message: &item.message,
-            key: item.identity.as_ref().map(|identity| identity.key.as_slice()).unwrap_or_default(),
-            attempt: u32::try_from(attempts + 1).unwrap_or(1),
+            message: Arc::clone(&item.message),
+            key: Arc::from(key),
+            number: u32::try_from(attempts + 1).unwrap_or(1),
             redelivered: item.redelivered,
             now_micros: crate::clock::now_micros(),
             lane: self.lane,
         };
-        let started = Instant::now();
         let run = self.plugin.run(&self.consumer.environment, attempt, transaction).await;
-        self.consumer.metrics.handler_seconds.observe(started.elapsed().as_secs_f64());
+        self.consumer.metrics.handler_seconds.observe(run.elapsed.as_secs_f64());
         let failure = match (run.verdict, run.transaction) {
             (Ran::Done, Some(kept)) => {
                 return self.keep(kept, run.effects, Plan::Run { attempts }).await;

@@ -20,6 +20,9 @@ mod text;
 mod trap;
 mod wasi;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

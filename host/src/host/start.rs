@@ -10,14 +10,14 @@ use crate::amqp::{Address, ConnectError};
 use crate::config::{self, BrokerKind, Config, StoreKind};
 use crate::consumer::{Consumer, Parts as ConsumerParts};
 use crate::effects::outbox::Composer;
-use crate::effects::sql::rules::{Grants, Rules};
+use crate::effects::sql::rules::{BadGrant, Grants, Rules};
 use crate::failure::Class;
 use crate::metrics::Metrics;
 use crate::relay::{AmqpPublisher, EmbeddedPublisher, Publisher};
 use crate::sandbox::{Environment, LoadError, Plugin, Sandbox, SandboxError, SandboxOptions, Seeds};
 use crate::source::amqp::{QueueError, prepare};
 use crate::store::{
-    ConsumerRow, HostId, SessionOptions, Store, StoreError, postgres::PostgresStore, sqlite::SqliteStore,
+    ConsumerRow, Dialect, HostId, SessionOptions, Store, StoreError, postgres::PostgresStore, sqlite::SqliteStore,
 };
 
 /// SQL texts that a consumer's rules remember.
@@ -39,6 +39,8 @@ pub enum StartError {
     Rules { consumer: String, what: &'static str, stored: String, configured: String },
     #[error("the plugin {path} of the consumer {consumer} cannot be loaded: {error}")]
     Plugin { consumer: String, path: PathBuf, error: LoadError },
+    #[error("the grants of the consumer {consumer} are wrong: {}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Grants { consumer: String, problems: Vec<BadGrant> },
     #[error("the sandbox cannot be made: {0}")]
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
@@ -133,7 +135,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
             consumer = %settings.name, queue = %settings.queue, plugin = %settings.plugin.display(),
             digest, lanes = settings.lanes, "Consumer ready"
         );
-        let environment = environment(settings, &row, &secret, &*store);
+        let environment = environment(settings, &row, &secret, &*store)?;
         // The sender lives as long as the process: there is no other version to come from it.
         let (_, plugin) = watch::channel(plugin);
         let parts = ConsumerParts {
@@ -169,10 +171,11 @@ async fn prepare_schema(config: &Config, store: &dyn Store) -> Result<(), StartE
 
 /// Compiles every component, off the threads that will run them.
 async fn load_plugins(config: &Config, lanes: usize) -> Result<Vec<Arc<Plugin>>, StartError> {
-    let max_memory = config.consumers.iter().map(|consumer| consumer.limits.memory).max();
+    let limits = config.consumers.iter().map(|consumer| &consumer.limits);
     let options = SandboxOptions {
-        concurrent_instances: u32::try_from(lanes.max(1)).unwrap_or(u32::MAX),
-        max_memory: max_memory.unwrap_or_default(),
+        concurrent_instances: lanes,
+        max_memory: limits.clone().map(|limits| limits.memory).max().unwrap_or_default(),
+        max_table_elements: limits.map(|limits| limits.table_elements).max().unwrap_or_default(),
     };
     let sandbox = Sandbox::new(options)?;
     let mut plugins = Vec::with_capacity(config.consumers.len());
@@ -208,6 +211,7 @@ async fn check_queues(
         return Ok(());
     };
     let connection = address.connect("hapax start").await?;
+    let mut channels = Vec::with_capacity(config.consumers.len());
     for settings in &config.consumers {
         let failed = |error| StartError::Queue { consumer: settings.name.clone(), error };
         // A missing queue closes its channel: each consumer gets one of its own.
@@ -216,8 +220,11 @@ async fn check_queues(
             .await
             .map_err(|error| failed(QueueError::Refused { queue: settings.queue.clone(), error }))?;
         prepare(&channel, &settings.queue, settings.declare.as_ref()).await.map_err(failed)?;
+        channels.push(channel);
     }
+    // They close with the connection: closing them one by one races with it.
     let _ = connection.close(200, ShortString::from("OK")).await;
+    drop(channels);
     Ok(())
 }
 
@@ -251,30 +258,26 @@ fn environment(
     row: &ConsumerRow,
     secret: &[u8],
     store: &dyn Store,
-) -> Environment {
+) -> Result<Environment, StartError> {
     let dialect = store.traits().dialect;
-    Environment {
+    Ok(Environment {
         consumer: settings.name.clone(),
         limits: settings.limits.clone(),
         config: settings.config.clone(),
         composer: Composer { consumer: row.id, targets: settings.targets.clone() },
-        rules: rules(settings, dialect),
+        rules: rules(settings, dialect)?,
         random: settings.random,
         idempotency: settings.idempotency,
         seeds: Seeds::new(secret, &settings.name),
         dialect,
         generation: row.generation,
-    }
+    })
 }
 
 /// What a consumer's SQL may touch.
-pub fn rules(settings: &config::Consumer, dialect: crate::store::Dialect) -> Rules {
-    let grants = Grants::new(
-        dialect,
-        &settings.grant.read,
-        &settings.grant.write,
-        &settings.grant.functions,
-    );
-    Rules::new(dialect, &grants, CACHED_STATEMENTS)
+pub fn rules(settings: &config::Consumer, dialect: Dialect) -> Result<Rules, StartError> {
+    let grant = &settings.grant;
+    let grants = Grants::new(dialect, &grant.read, &grant.write, &grant.functions)
+        .map_err(|problems| StartError::Grants { consumer: settings.name.clone(), problems })?;
+    Ok(Rules::new(dialect, &grants, CACHED_STATEMENTS))
 }
-

@@ -56,13 +56,7 @@ const MAX_CACHE_BYTES: usize = 8 * 1024 * 1024;
 /// How deep `sqlparser` may recurse. A parenthesis costs it two or three levels.
 const PARSER_DEPTH: usize = 120;
 
-/// The SQL that the store speaks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Dialect {
-    Postgres,
-    Sqlite,
-    Mysql,
-}
+pub use crate::store::Dialect;
 
 impl Dialect {
     /// How many parameters one statement can carry on this store.
