@@ -48,7 +48,14 @@ pub struct Parts {
 
 impl Consumer {
     pub fn new(config: &config::Consumer, parts: Parts) -> Self {
-        let Parts { id, host, store, environment, metrics, plugin } = parts;
+        let Parts {
+            id,
+            host,
+            store,
+            environment,
+            metrics,
+            plugin,
+        } = parts;
         Self {
             name: config.name.clone(),
             queue: config.queue.clone(),
@@ -79,7 +86,9 @@ impl Consumer {
 
     /// How often a message may begin and take the host down with it.
     pub fn max_starts(&self) -> i32 {
-        i32::try_from(self.retry.max_attempts).unwrap_or(i32::MAX).saturating_add(1)
+        i32::try_from(self.retry.max_attempts)
+            .unwrap_or(i32::MAX)
+            .saturating_add(1)
     }
 }
 

@@ -143,7 +143,7 @@ impl Plugin {
             Ok(Err(error)) => with_output(trap::verdict(error, &output), &output),
             Err(_) => with_output(Verdict::Failed(wall_limit(&environment.limits)), &output),
         };
-        imports::log_output(&guest, &output);
+        imports::log_output(&mut guest, &output);
         let kept = matches!(verdict, Verdict::Done | Verdict::Ignored(_));
         Run {
             verdict,

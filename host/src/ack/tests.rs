@@ -14,7 +14,13 @@ fn settle(window: &mut Window, tags: &[u64]) {
 fn a_contiguous_prefix_is_one_multiple_frame() {
     let mut window = Window::new(100);
     settle(&mut window, &[2, 1, 3]);
-    assert_eq!(window.frames(Instant::now()), [Frame { tag: 3, multiple: true }]);
+    assert_eq!(
+        window.frames(Instant::now()),
+        [Frame {
+            tag: 3,
+            multiple: true
+        }]
+    );
     assert!(!window.is_waiting());
 }
 
@@ -23,7 +29,13 @@ fn what_lies_behind_a_young_hole_waits() {
     let mut window = Window::new(100);
     settle(&mut window, &[1, 3, 4]);
     let now = Instant::now();
-    assert_eq!(window.frames(now), [Frame { tag: 1, multiple: false }]);
+    assert_eq!(
+        window.frames(now),
+        [Frame {
+            tag: 1,
+            multiple: false
+        }]
+    );
     assert_eq!(window.frames(now), []);
     assert!(window.is_waiting());
 }
@@ -35,13 +47,22 @@ fn an_old_hole_is_stepped_over_with_single_acks() {
     let now = Instant::now();
     assert_eq!(window.frames(now), []);
     let later = now + HOLE_PATIENCE;
-    let single = |tag| Frame { tag, multiple: false };
+    let single = |tag| Frame {
+        tag,
+        multiple: false,
+    };
     assert_eq!(window.frames(later), [single(2), single(3)]);
     // The hole closes: only what is new may be named.
     settle(&mut window, &[1]);
     assert_eq!(window.frames(later), [single(1)]);
     settle(&mut window, &[4, 5]);
-    assert_eq!(window.frames(later), [Frame { tag: 5, multiple: true }]);
+    assert_eq!(
+        window.frames(later),
+        [Frame {
+            tag: 5,
+            multiple: true
+        }]
+    );
 }
 
 #[test]
@@ -58,9 +79,17 @@ struct Broker {
 
 impl Broker {
     fn take(&mut self, frame: Frame) -> BTreeSet<u64> {
-        assert!(self.outstanding.contains(&frame.tag), "PRECONDITION_FAILED: unknown tag {}", frame.tag);
+        assert!(
+            self.outstanding.contains(&frame.tag),
+            "PRECONDITION_FAILED: unknown tag {}",
+            frame.tag
+        );
         let acked = if frame.multiple {
-            self.outstanding.iter().copied().take_while(|tag| *tag <= frame.tag).collect()
+            self.outstanding
+                .iter()
+                .copied()
+                .take_while(|tag| *tag <= frame.tag)
+                .collect()
         } else {
             BTreeSet::from([frame.tag])
         };
@@ -78,7 +107,7 @@ proptest! {
     ) {
         let mut window = Window::new(prefetch);
         let mut broker = Broker { outstanding: order.iter().copied().collect() };
-        let mut settled = BTreeSet::new();
+        let mut settled = BTreeSet::<u64>::new();
         let mut now = Instant::now();
         let mut rest = order.as_slice();
         for (take, millis) in looks {

@@ -6,7 +6,11 @@ use proptest::prelude::*;
 use super::*;
 
 fn rules(key: &[&str]) -> KeyRules {
-    let sources = |all: &[&str]| all.iter().map(|text| text.parse().expect("a valid source")).collect();
+    let sources = |all: &[&str]| {
+        all.iter()
+            .map(|text| text.parse().expect("a valid source"))
+            .collect()
+    };
     KeyRules {
         key: sources(key),
         partition: sources(key),
@@ -27,7 +31,10 @@ fn message(body: &str) -> Message {
 fn with_header(value: AMQPValue) -> Message {
     let mut headers = FieldTable::default();
     headers.insert("id".into(), value);
-    Message { properties: BasicProperties::default().with_headers(headers), ..message("{}") }
+    Message {
+        properties: BasicProperties::default().with_headers(headers),
+        ..message("{}")
+    }
 }
 
 fn key(rule: &str, message: &Message) -> Result<String, &'static str> {
@@ -47,7 +54,10 @@ fn a_key_is_read_from_each_source() {
     assert_eq!(key("routing-key", &order), Ok("orders.paid".into()));
     assert_eq!(key("body:/order/id", &order), Ok("o-1".into()));
     assert_eq!(key("body:/lines/0/sku", &order), Ok("a/b".into()));
-    let typed = Message { properties: BasicProperties::default().with_type("paid".into()), ..message("") };
+    let typed = Message {
+        properties: BasicProperties::default().with_type("paid".into()),
+        ..message("")
+    };
     assert_eq!(key("property:type", &typed), Ok("paid".into()));
 }
 
@@ -62,20 +72,40 @@ fn a_number_keeps_the_text_it_came_in() {
 #[test]
 fn what_is_missing_or_empty_is_never_guessed() {
     for body in ["{}", r#"{"id": null}"#, r#"{"id": ""}"#, "[]", "7"] {
-        assert_eq!(key("body:/id", &message(body)), Err("key-missing"), "{body}");
+        assert_eq!(
+            key("body:/id", &message(body)),
+            Err("key-missing"),
+            "{body}"
+        );
     }
     assert_eq!(key("header:id", &message("{}")), Err("key-missing"));
-    assert_eq!(key("header:id", &with_header(AMQPValue::Void)), Err("key-missing"));
-    assert_eq!(key("header:id", &with_header(AMQPValue::LongString("".into()))), Err("key-missing"));
-    assert_eq!(key("property:correlation-id", &message("{}")), Err("key-missing"));
+    assert_eq!(
+        key("header:id", &with_header(AMQPValue::Void)),
+        Err("key-missing")
+    );
+    assert_eq!(
+        key("header:id", &with_header(AMQPValue::LongString("".into()))),
+        Err("key-missing")
+    );
+    assert_eq!(
+        key("property:correlation-id", &message("{}")),
+        Err("key-missing")
+    );
 }
 
 #[test]
 fn what_cannot_be_a_key_is_refused() {
     for body in ["", "{", "not json", r#"{"id": {}}"#, r#"{"id": [1]}"#] {
-        assert_eq!(key("body:/id", &message(body)), Err("key-invalid"), "{body}");
+        assert_eq!(
+            key("body:/id", &message(body)),
+            Err("key-invalid"),
+            "{body}"
+        );
     }
-    let decimal = DecimalValue { scale: 2, value: 100 };
+    let decimal = DecimalValue {
+        scale: 2,
+        value: 100,
+    };
     for value in [
         AMQPValue::Double(1.5),
         AMQPValue::DecimalValue(decimal),
@@ -95,7 +125,10 @@ fn a_key_of_512_bytes_is_taken_and_one_of_513_is_not() {
 
 #[test]
 fn a_body_over_the_limit_is_not_even_parsed() {
-    assert_eq!(key("message-id", &message(&"x".repeat(1025))), Err("message-too-large"));
+    assert_eq!(
+        key("message-id", &message(&"x".repeat(1025))),
+        Err("message-too-large")
+    );
 }
 
 #[test]
@@ -104,20 +137,34 @@ fn any_bytes_of_a_header_are_a_key() {
     let header = with_header(AMQPValue::LongString(LongString::from(bytes.clone())));
     let identity = rules(&["header:id"]).identify(&header).expect("a key");
     assert_eq!(identity.key, bytes);
-    assert_eq!(key("header:id", &with_header(AMQPValue::LongLongInt(-7))), Ok("-7".into()));
+    assert_eq!(
+        key("header:id", &with_header(AMQPValue::LongLongInt(-7))),
+        Ok("-7".into())
+    );
 }
 
 #[test]
 fn joined_parts_cannot_be_shifted_into_each_other() {
     let rules = rules(&["body:/a", "body:/b"]);
     let joined = |body| rules.identify(&message(body)).expect("a key").key;
-    assert_ne!(joined(r#"{"a": "ab", "b": "c"}"#), joined(r#"{"a": "a", "b": "bc"}"#));
+    assert_ne!(
+        joined(r#"{"a": "ab", "b": "c"}"#),
+        joined(r#"{"a": "a", "b": "bc"}"#)
+    );
 }
 
 #[test]
 fn the_fingerprint_of_json_does_not_depend_on_its_spelling() {
-    let print = |body: &str| rules(&["message-id"]).identify(&message(body)).expect("a key").fingerprint;
-    assert_eq!(print(r#"{"a": 1, "b": [true, null]}"#), print("{\"b\":[true,null],\n\"a\":1}"));
+    let print = |body: &str| {
+        rules(&["message-id"])
+            .identify(&message(body))
+            .expect("a key")
+            .fingerprint
+    };
+    assert_eq!(
+        print(r#"{"a": 1, "b": [true, null]}"#),
+        print("{\"b\":[true,null],\n\"a\":1}")
+    );
     assert_ne!(print(r#"{"a": 1}"#), print(r#"{"a": 1.0}"#));
     assert_ne!(print(r#"{"a": 1}"#), print(r#"{"a": "1"}"#));
     assert_ne!(print("not json"), print("not json "));
@@ -126,11 +173,16 @@ fn the_fingerprint_of_json_does_not_depend_on_its_spelling() {
 #[test]
 fn a_fingerprint_may_look_at_a_part_only() {
     let with = |fingerprint: Fingerprint, body: &str| {
-        let rules = KeyRules { fingerprint, ..rules(&["message-id"]) };
+        let rules = KeyRules {
+            fingerprint,
+            ..rules(&["message-id"])
+        };
         rules.identify(&message(body)).expect("a key").fingerprint
     };
     let pointers = |all: &[&str]| -> Vec<Pointer> {
-        all.iter().map(|text| text.parse().expect("a pointer")).collect()
+        all.iter()
+            .map(|text| text.parse().expect("a pointer"))
+            .collect()
     };
     let (first, second) = (
         r#"{"id": 1, "sent_at": "10:00", "lines": [{"t": 1}, 2]}"#,
@@ -138,10 +190,16 @@ fn a_fingerprint_may_look_at_a_part_only() {
     );
     let except = Fingerprint::Except(pointers(&["/sent_at", "/lines/0/t"]));
     assert_eq!(with(except.clone(), first), with(except.clone(), second));
-    assert_ne!(with(except.clone(), first), with(except, &first.replace("\"id\": 1", "\"id\": 2")));
+    assert_ne!(
+        with(except.clone(), first),
+        with(except, &first.replace("\"id\": 1", "\"id\": 2"))
+    );
     let only = Fingerprint::Pointers(pointers(&["/id"]));
     assert_eq!(with(only.clone(), first), with(only, second));
-    assert_eq!(with(Fingerprint::None, first), with(Fingerprint::None, "anything"));
+    assert_eq!(
+        with(Fingerprint::None, first),
+        with(Fingerprint::None, "anything")
+    );
 }
 
 #[test]
@@ -151,7 +209,10 @@ fn a_message_without_a_partition_is_a_partition_of_its_own() {
         ..rules(&["message-id"])
     };
     let partition = |body| rules.identify(&message(body)).expect("a key").partition;
-    assert_eq!(partition(r#"{"account": 7, "x": 1}"#), partition(r#"{"account": "7", "x": 2}"#));
+    assert_eq!(
+        partition(r#"{"account": 7, "x": 1}"#),
+        partition(r#"{"account": "7", "x": 2}"#)
+    );
     assert_eq!(partition("{}"), partition("no json at all"));
     assert_ne!(partition("{}"), partition(r#"{"account": 7}"#));
 }

@@ -306,7 +306,9 @@ fn parse(dialect: Dialect, pieces: &Pieces) -> Checked<sqlparser::ast::Statement
         .with_tokens_with_locations(pieces.tokens.clone());
     let parsed = parser.parse_statements();
     // Where the parser stopped is the best place to point at, whatever it says.
-    let stopped = parser.get_current_index().min(pieces.len().saturating_sub(1));
+    let stopped = parser
+        .get_current_index()
+        .min(pieces.len().saturating_sub(1));
     match parsed {
         Ok(mut statements) if statements.len() == 1 => Ok(statements.remove(0)),
         Ok(_) => Err(pieces.refuse(

@@ -23,7 +23,11 @@ fn record(sequence: i64, ordering_key: Option<&str>) -> OutboxRecord {
         delay: None,
         message,
     };
-    OutboxRecord { sequence, attempts: 0, row: Arc::new(row) }
+    OutboxRecord {
+        sequence,
+        attempts: 0,
+        row: Arc::new(row),
+    }
 }
 
 fn sequences(block: &[OutboxRecord]) -> Vec<i64> {
@@ -35,7 +39,10 @@ fn rows_without_an_ordering_key_go_at_once_and_in_order() {
     let mut queue = Queue::default();
     queue.extend(vec![record(1, None), record(2, None)]);
     assert_eq!(sequences(&queue.block(10)), [1, 2]);
-    assert!(!queue.is_empty(), "they are this host's until they are removed");
+    assert!(
+        !queue.is_empty(),
+        "they are this host's until they are removed"
+    );
     queue.removed(&[1, 2]);
     assert!(queue.is_empty());
 }
@@ -44,15 +51,26 @@ fn rows_without_an_ordering_key_go_at_once_and_in_order() {
 fn a_row_is_not_taken_in_twice() {
     let mut queue = Queue::default();
     queue.extend(vec![record(1, None)]);
-    assert_eq!(sequences(&queue.extend(vec![record(1, None), record(2, None)])), [1]);
+    assert_eq!(
+        sequences(&queue.extend(vec![record(1, None), record(2, None)])),
+        [1]
+    );
     assert_eq!(sequences(&queue.block(10)), [1, 2]);
 }
 
 #[test]
 fn the_second_row_of_an_ordering_key_waits_until_the_first_is_removed() {
     let mut queue = Queue::default();
-    queue.extend(vec![record(7, Some("a")), record(5, Some("a")), record(6, Some("b"))]);
-    assert_eq!(queue.block(10).len(), 0, "nothing goes before the table was asked");
+    queue.extend(vec![
+        record(7, Some("a")),
+        record(5, Some("a")),
+        record(6, Some("b")),
+    ]);
+    assert_eq!(
+        queue.block(10).len(),
+        0,
+        "nothing goes before the table was asked"
+    );
     let mut heads = queue.heads(10);
     heads.sort_unstable();
     assert_eq!(heads, [5, 6]);

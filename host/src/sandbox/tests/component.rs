@@ -19,13 +19,43 @@ const WASI: &[&str] = &[
        use wasi:io/streams@0.2.6.{output-stream};
        get-stderr: func() -> output-stream;
      }
-     interface exit { exit: func(status: result); }",
+     interface exit { exit: func(status: result); }
+     interface environment { get-environment: func() -> list<tuple<string, string>>; }",
     "package wasi:clocks@0.2.6;
      interface wall-clock {
        record datetime { seconds: u64, nanoseconds: u32 }
        now: func() -> datetime;
      }
      interface monotonic-clock { now: func() -> u64; }",
+    "package wasi:filesystem@0.2.6;
+     interface types { resource descriptor; }
+     interface preopens {
+       use types.{descriptor};
+       get-directories: func() -> list<tuple<descriptor, string>>;
+     }",
+    "package wasi:sockets@0.2.6;
+     interface network {
+       enum ip-address-family { ipv4, ipv6 }
+       enum error-code {
+         unknown, access-denied, not-supported, invalid-argument, out-of-memory, timeout,
+         concurrency-conflict, not-in-progress, would-block, invalid-state, new-socket-limit,
+         address-not-bindable, address-in-use, remote-unreachable, connection-refused,
+         connection-reset, connection-aborted, datagram-too-large, name-unresolvable,
+         temporary-resolver-failure, permanent-resolver-failure,
+       }
+     }
+     interface tcp { resource tcp-socket; }
+     interface tcp-create-socket {
+       use network.{ip-address-family, error-code};
+       use tcp.{tcp-socket};
+       create-tcp-socket: func(family: ip-address-family) -> result<tcp-socket, error-code>;
+     }
+     interface udp { resource udp-socket; }
+     interface udp-create-socket {
+       use network.{ip-address-family, error-code};
+       use udp.{udp-socket};
+       create-udp-socket: func(family: ip-address-family) -> result<udp-socket, error-code>;
+     }",
     "package wasi:random@0.2.6;
      interface random { get-random-u64: func() -> u64; }
      interface insecure-seed { insecure-seed: func() -> tuple<u64, u64>; }",
@@ -36,8 +66,12 @@ const WORLD: &str = "package test:guest;
       include hapax:plugin/handler@0.1.0;
       import wasi:cli/stderr@0.2.6;
       import wasi:cli/exit@0.2.6;
+      import wasi:cli/environment@0.2.6;
       import wasi:clocks/wall-clock@0.2.6;
       import wasi:clocks/monotonic-clock@0.2.6;
+      import wasi:filesystem/preopens@0.2.6;
+      import wasi:sockets/tcp-create-socket@0.2.6;
+      import wasi:sockets/udp-create-socket@0.2.6;
       import wasi:random/random@0.2.6;
       import wasi:random/insecure-seed@0.2.6;
     }";
@@ -84,7 +118,7 @@ pub fn component(module: &str) -> Vec<u8> {
     let world = resolve
         .select_world(&[package], Some("guest"))
         .expect("the world is there");
-    embed_component_metadata(&mut wasm, &resolve, world, StringEncoding::UTF8)
+    embed_component_metadata(&mut wasm, &resolve, world, StringEncoding::UTF8, false)
         .expect("the world can be embedded");
     ComponentEncoder::default()
         .module(&wasm)

@@ -228,6 +228,31 @@ async fn recursion_without_end_is_a_trap() {
     );
 }
 
+/// Aborts when there is a variable, a directory, or a socket to be had.
+#[tokio::test]
+async fn there_is_no_environment_no_directory_and_no_network() {
+    let run = run(&guest(
+        r#"(import "wasi:cli/environment@0.2.6" "get-environment" (func $variables (param i32)))
+           (import "wasi:filesystem/preopens@0.2.6" "get-directories" (func $directories (param i32)))
+           (import "wasi:sockets/tcp-create-socket@0.2.6" "create-tcp-socket" (func $tcp (param i32 i32)))
+           (import "wasi:sockets/udp-create-socket@0.2.6" "create-udp-socket" (func $udp (param i32 i32)))"#,
+        // A list is an address and a length; a result is 0 or 1, and then error 1 is `access-denied`.
+        "(call $variables (i32.const 3072))
+         (if (i32.load (i32.const 3076)) (then unreachable))
+         (call $directories (i32.const 3072))
+         (if (i32.load (i32.const 3076)) (then unreachable))
+         (call $tcp (i32.const 0) (i32.const 3072))
+         (if (i32.ne (i32.load8_u (i32.const 3072)) (i32.const 1)) (then unreachable))
+         (if (i32.ne (i32.load8_u (i32.const 3076)) (i32.const 1)) (then unreachable))
+         (call $udp (i32.const 0) (i32.const 3072))
+         (if (i32.ne (i32.load8_u (i32.const 3072)) (i32.const 1)) (then unreachable))
+         (if (i32.ne (i32.load8_u (i32.const 3076)) (i32.const 1)) (then unreachable))
+         (i32.const 1024)",
+    ))
+    .await;
+    assert!(matches!(run.verdict, Verdict::Done), "{:?}", run.verdict);
+}
+
 fn short_of_time() -> Environment {
     let mut environment = environment();
     environment.limits.cpu = Duration::from_millis(20);
@@ -418,6 +443,33 @@ async fn a_constraint_is_the_handlers_to_see() {
     ))
     .await;
     assert!(matches!(run.verdict, Verdict::Done), "{:?}", run.verdict);
+}
+
+#[tokio::test]
+async fn a_message_sees_its_own_state_and_writes_only_the_last_of_it() {
+    let run = run(&guest(
+        r#"(import "hapax:plugin/state@0.1.0" "get" (func $get (param i32 i32 i32)))
+           (import "hapax:plugin/state@0.1.0" "put" (func $put (param i32 i32 i32 i32)))
+           (data (i32.const 2048) "key12")"#,
+        // An entry is 0 or 1, and then at 8 the address and the length of its value.
+        "(call $get (i32.const 2048) (i32.const 3) (i32.const 3072))
+         (if (i32.load8_u (i32.const 3072)) (then unreachable))
+         (call $put (i32.const 2048) (i32.const 3) (i32.const 2051) (i32.const 1))
+         (call $put (i32.const 2048) (i32.const 3) (i32.const 2052) (i32.const 1))
+         (call $get (i32.const 2048) (i32.const 3) (i32.const 3072))
+         (if (i32.ne (i32.load8_u (i32.load (i32.const 3080))) (i32.const 0x32)) (then unreachable))
+         (i32.const 1024)",
+    ))
+    .await;
+    assert!(matches!(run.verdict, Verdict::Done), "{:?}", run.verdict);
+    let [write] = &run.effects.state[..] else {
+        panic!("one write: {:?}", run.effects.state)
+    };
+    assert_eq!(
+        (write.key.as_str(), write.value.as_deref()),
+        ("key", Some(&b"2"[..]))
+    );
+    assert_eq!(write.expect, crate::store::Expect::Absent);
 }
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 
 use sqlparser::ast::{
     AccessExpr, Array, BinaryOperator, CaseWhen, CastKind, CeilFloorKind, DateTimeField, Expr,
-    ExtractSyntax, Interval, Subscript, TypedString, UnaryOperator, Value,
-    ValueWithSpan, WindowFrame, WindowFrameBound, WindowSpec,
+    ExtractSyntax, Interval, Subscript, TypedString, UnaryOperator, Value, ValueWithSpan,
+    WindowFrame, WindowFrameBound, WindowSpec,
 };
 
 use super::Dialect;
@@ -24,10 +24,7 @@ impl Walk<'_> {
         })
     }
 
-    pub fn expressions<'e>(
-        &mut self,
-        expressions: impl IntoIterator<Item = &'e Expr>,
-    ) -> Checked {
+    pub fn expressions<'e>(&mut self, expressions: impl IntoIterator<Item = &'e Expr>) -> Checked {
         expressions
             .into_iter()
             .try_for_each(|expression| self.expression(expression))
@@ -269,7 +266,10 @@ impl Walk<'_> {
                 syntax,
                 expr,
             } => {
-                self.absent(matches!(syntax, ExtractSyntax::From), "EXTRACT with a comma")?;
+                self.absent(
+                    matches!(syntax, ExtractSyntax::From),
+                    "EXTRACT with a comma",
+                )?;
                 self.date_field(field)?;
                 self.expression(expr)
             }
@@ -512,7 +512,10 @@ impl Walk<'_> {
             end_bound,
         }) = window_frame
         {
-            for bound in [Some(start_bound), end_bound.as_ref()].into_iter().flatten() {
+            for bound in [Some(start_bound), end_bound.as_ref()]
+                .into_iter()
+                .flatten()
+            {
                 match bound {
                     WindowFrameBound::CurrentRow => {}
                     WindowFrameBound::Preceding(rows) | WindowFrameBound::Following(rows) => {

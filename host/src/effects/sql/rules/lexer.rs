@@ -226,7 +226,10 @@ impl Lexer<'_> {
         let rest = &self.text[self.at + 1..];
         if let Some(more) = rest.find(|c: char| !matches!(c, ' ' | '\t' | '\n' | '\r')) {
             self.at += 1 + more;
-            let length = self.text[self.at..].chars().next().map_or(0, char::len_utf8);
+            let length = self.text[self.at..]
+                .chars()
+                .next()
+                .map_or(0, char::len_utf8);
             return Err(self.refuse(
                 length,
                 code::MANY_STATEMENTS,
@@ -408,7 +411,9 @@ impl Lexer<'_> {
         Err(self.refuse(
             1,
             code::TOKEN,
-            format!("a string literal may not follow `{word}`: databases disagree about what that means"),
+            format!(
+                "a string literal may not follow `{word}`: databases disagree about what that means"
+            ),
             "use a parameter or cast(… as …); write AS before an alias, and join strings with ||",
         ))
     }
@@ -537,9 +542,10 @@ impl Lexer<'_> {
 
     fn push(&mut self, kind: PieceKind, length: usize, token: Token) -> Checked {
         if kind != PieceKind::Symbol
-            && self.pieces.last().is_some_and(|before| {
-                before.end == self.at && before.kind != PieceKind::Symbol
-            })
+            && self
+                .pieces
+                .last()
+                .is_some_and(|before| before.end == self.at && before.kind != PieceKind::Symbol)
         {
             return Err(self.refuse(
                 length,
