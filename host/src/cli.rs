@@ -6,7 +6,6 @@
 mod access;
 mod build;
 mod check;
-mod demo;
 mod migrate;
 mod parked;
 mod publish;
@@ -29,7 +28,7 @@ use crate::output;
 use crate::telemetry::BadFilter;
 
 pub use access::Access;
-pub use build::{BuildError, Noise, build};
+pub use build::{BuildError, build};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 64;
@@ -37,8 +36,15 @@ const UNAVAILABLE: u8 = 69;
 
 /// Run message handlers so that each message takes effect once
 #[derive(Debug, Parser)]
-#[command(name = "hapax", version, arg_required_else_help = true, disable_help_subcommand = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 64 bad usage or configuration, 69 service unavailable")]
+#[command(
+    name = "hapax",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 64 bad usage or configuration, 69 service unavailable"
+)]
 pub struct Arguments {
     /// The configuration: without it HAPAX_CONFIG, ./hapax.toml or /etc/hapax/hapax.toml
     #[arg(long, global = true, value_name = "FILE")]
@@ -51,8 +57,6 @@ pub struct Arguments {
 pub enum Command {
     /// Consume, until a signal asks to stop
     Run,
-    /// See duplicates and a crash handled: by the usual recipes, and by hapax
-    Demo(demo::DemoArgs),
     /// Check the configuration and the plugins it names
     Check(check::CheckArgs),
     /// Bring the tables of the store up to date
@@ -77,7 +81,7 @@ impl Arguments {
 
 impl Command {
     pub fn needs_config(&self) -> bool {
-        !matches!(self, Self::Demo(_) | Self::Build(_))
+        !matches!(self, Self::Build(_))
     }
 
     pub fn is_daemon(&self) -> bool {
@@ -102,15 +106,24 @@ pub enum Error {
 
 impl Error {
     pub fn failed(text: impl Into<String>) -> Self {
-        Self::Other { code: FAILED, text: text.into() }
+        Self::Other {
+            code: FAILED,
+            text: text.into(),
+        }
     }
 
     pub fn usage(text: impl Into<String>) -> Self {
-        Self::Other { code: USAGE, text: text.into() }
+        Self::Other {
+            code: USAGE,
+            text: text.into(),
+        }
     }
 
     pub fn unavailable(text: impl Into<String>) -> Self {
-        Self::Other { code: UNAVAILABLE, text: text.into() }
+        Self::Other {
+            code: UNAVAILABLE,
+            text: text.into(),
+        }
     }
 
     /// The exit code.
@@ -133,10 +146,15 @@ impl Error {
                 // Nothing can be done for a terminal that is gone.
                 let _ = error.print();
             }
-            Self::Config(problems) => output::complain(&problems.render(crate::telemetry::wants_colour())),
+            Self::Config(problems) => {
+                output::complain(&problems.render(crate::telemetry::wants_colour()))
+            }
             Self::Other { text, .. } => {
                 let style = output::BAD;
-                output::complain(&format!("{style}error{style:#}: {}\n", output::clean_lines(text)));
+                output::complain(&format!(
+                    "{style}error{style:#}: {}\n",
+                    output::clean_lines(text)
+                ));
             }
             Self::Unread => {}
         }
@@ -164,7 +182,10 @@ impl From<BadFilter> for Error {
 
 impl From<StartError> for Error {
     fn from(error: StartError) -> Self {
-        Self::Other { code: error.exit_code(), text: error.to_string() }
+        Self::Other {
+            code: error.exit_code(),
+            text: error.to_string(),
+        }
     }
 }
 
@@ -191,8 +212,10 @@ impl Command {
     /// A command that has no use for a configuration.
     pub async fn run_alone(self) -> Result<ExitCode, Error> {
         match self {
-            Self::Demo(arguments) => Ok(demo::run(arguments).await),
-            Self::Build(arguments) => build::run(&arguments).map(|()| ExitCode::SUCCESS),
+            Self::Build(arguments) => {
+                build::run(arguments).await?;
+                Ok(ExitCode::SUCCESS)
+            }
             _ => Err(Error::usage("this command needs a configuration")),
         }
     }
@@ -207,7 +230,7 @@ pub async fn run(command: Command, config: Arc<Config>) -> Result<ExitCode, Erro
         Command::Publish(arguments) => publish::run(&arguments, config).await?,
         Command::Parked(command) => parked::run(command, config).await?,
         Command::Status(arguments) => status::run(&arguments, config).await?,
-        alone @ (Command::Demo(_) | Command::Build(_)) => return alone.run_alone().await,
+        alone @ Command::Build(_) => return alone.run_alone().await,
     }
     Ok(ExitCode::SUCCESS)
 }

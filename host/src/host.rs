@@ -23,7 +23,7 @@ use crate::source::amqp::AmqpSource;
 use crate::source::embedded::EmbeddedSource;
 use crate::{sweep, waiting};
 
-pub use start::{StartError, open_store};
+pub use start::{StartError, broker_address, open_store, rules};
 
 /// Works that an inbox holds beside the prefetch: rows of `hapax_waiting` that were handed over.
 const WAITING_CAPACITY: usize = 256;
@@ -60,10 +60,9 @@ impl Host {
     pub async fn start(config: Arc<config::Config>) -> Result<Self, StartError> {
         let metrics = Metrics::new();
         let parts = start::parts(&config, &metrics).await?;
-        let readiness =
-            Arc::new(Readiness::new(parts.consumers.iter().map(
-                |(consumer, _)| (consumer.name.clone(), consumer.metrics.up.clone()),
-            )));
+        let readiness = Arc::new(Readiness::new(
+            parts.consumers.iter().map(|(consumer, _)| Arc::clone(consumer)),
+        ));
         let servers = http::Servers::start(&config, &metrics, &readiness, &parts.store)
             .await
             .map_err(StartError::Listen)?;

@@ -53,13 +53,22 @@ impl Servers {
     ) -> Result<Self, ListenError> {
         let health = bind(config.health, "health").await?;
         let admin = bind(config.admin.listen, "admin").await?;
-        let mut servers = Self { stop: CancellationToken::new(), tasks: JoinSet::new() };
+        let mut servers = Self {
+            stop: CancellationToken::new(),
+            tasks: JoinSet::new(),
+        };
         if let Some(listener) = health {
-            servers.serve(listener, health::router(metrics.clone(), Arc::clone(readiness), Arc::clone(store)));
+            servers.serve(
+                listener,
+                health::router(metrics.clone(), Arc::clone(readiness), Arc::clone(store)),
+            );
         }
         if let Some(listener) = admin {
-            let operations =
-                Operations::new(Arc::clone(config), Arc::clone(store), readiness.consumers().to_vec());
+            let operations = Operations::new(
+                Arc::clone(config),
+                Arc::clone(store),
+                readiness.consumers().to_vec(),
+            );
             servers.serve(listener, admin::router(config, operations));
         }
         Ok(servers)
@@ -68,7 +77,8 @@ impl Servers {
     fn serve(&mut self, listener: TcpListener, router: Router) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+            let served =
+                axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
             if let Err(error) = served.await {
                 tracing::error!(%error, "HTTP server stopped");
             }
@@ -88,9 +98,16 @@ async fn bind(
     address: Option<SocketAddr>,
     section: &'static str,
 ) -> Result<Option<TcpListener>, ListenError> {
-    let Some(address) = address else { return Ok(None) };
-    let listener =
-        TcpListener::bind(address).await.map_err(|error| ListenError { address, section, error })?;
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| ListenError {
+            address,
+            section,
+            error,
+        })?;
     tracing::info!(section, %address, "Listening");
     Ok(Some(listener))
 }

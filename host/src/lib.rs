@@ -37,3 +37,9 @@ pub mod config;
 pub mod host;
 pub mod http;
 pub mod metrics;
+pub mod operations;
+pub mod telemetry;
+
+// What people type and see.
+pub mod cli;
+pub mod output;

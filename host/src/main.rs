@@ -9,7 +9,9 @@ use hapax::{config, telemetry};
 #[tokio::main]
 async fn main() -> ExitCode {
     match Arguments::read(std::env::args_os()) {
-        Ok(arguments) => run(arguments).await.unwrap_or_else(|error| error.report()),
+        Ok(arguments) => run(arguments)
+            .await
+            .unwrap_or_else(|error| error.report()),
         Err(usage) => usage.report(),
     }
 }
@@ -21,9 +23,10 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         return command.run_alone().await;
     }
     let config = config::load(&config::find(config.as_deref())?)?;
-    match command.is_daemon() {
-        true => telemetry::start(&config.log)?,
-        false => telemetry::quiet(),
+    if command.is_daemon() {
+        telemetry::start(&config.log)?;
+    } else {
+        telemetry::quiet();
     }
     cli::run(command, Arc::new(config)).await
 }

@@ -89,7 +89,11 @@ pub struct Operations {
 
 impl Operations {
     pub fn new(config: Arc<Config>, store: Arc<dyn Store>, live: Vec<Arc<Consumer>>) -> Self {
-        Self { config, store, live }
+        Self {
+            config,
+            store,
+            live,
+        }
     }
 
     /// Does what is asked, or nothing. Not cancel safe: a bulk operation that is dropped is half done.
@@ -101,12 +105,14 @@ impl Operations {
             Request::List(filter) => Response::List(self.list(session, &filter).await?),
             Request::Show(id) => Response::Show(Box::new(self.show(session, &id).await?)),
             Request::Count(selection) => Response::Count(self.count(session, &selection).await?),
-            Request::Replay(selection) => {
-                Response::Changed(self.change(session, &selection, parked::Change::Replay).await?)
-            }
-            Request::Discard(selection) => {
-                Response::Changed(self.change(session, &selection, parked::Change::Discard).await?)
-            }
+            Request::Replay(selection) => Response::Changed(
+                self.change(session, &selection, parked::Change::Replay)
+                    .await?,
+            ),
+            Request::Discard(selection) => Response::Changed(
+                self.change(session, &selection, parked::Change::Discard)
+                    .await?,
+            ),
             Request::Publish(messages) => {
                 Response::Published(self.publish(session, messages).await?)
             }
@@ -126,7 +132,10 @@ impl Operations {
             return Ok(live.id);
         }
         let (key_rule, fingerprint_rule) = crate::consumer::rule_texts(consumer);
-        Ok(session.consumer(&consumer.name, &key_rule, &fingerprint_rule).await?.id)
+        Ok(session
+            .consumer(&consumer.name, &key_rule, &fingerprint_rule)
+            .await?
+            .id)
     }
 }
 

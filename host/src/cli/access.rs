@@ -38,7 +38,10 @@ impl Access {
             Ok(store) => store,
             Err(error) => return Self::daemon(config, error).await,
         };
-        let failed = |error| StartError::Store { store: config.store.kind.to_string(), error };
+        let failed = |error| StartError::Store {
+            store: config.store.kind.to_string(),
+            error,
+        };
         let pending = store.pending_migrations().await.map_err(failed)?;
         if !pending.is_empty() {
             if !matches!(config.store.kind, StoreKind::Sqlite { .. }) {
@@ -47,7 +50,11 @@ impl Access {
             }
             store.migrate().await.map_err(failed)?;
         }
-        Ok(Self::Direct(Operations::new(Arc::clone(config), store, Vec::new())))
+        Ok(Self::Direct(Operations::new(
+            Arc::clone(config),
+            store,
+            Vec::new(),
+        )))
     }
 
     async fn daemon(config: &Config, refused: StartError) -> Result<Self, Error> {
@@ -55,9 +62,14 @@ impl Access {
             return Err(refused.into());
         }
         let code = refused.exit_code();
-        let other = |reason: String| Error::Other { code, text: format!("{refused}\n{reason}") };
+        let other = |reason: String| Error::Other {
+            code,
+            text: format!("{refused}\n{reason}"),
+        };
         let Some(listen) = config.admin.listen else {
-            return Err(other("a running daemon cannot be asked either: `admin.listen` is off".into()));
+            return Err(other(
+                "a running daemon cannot be asked either: `admin.listen` is off".into(),
+            ));
         };
         let daemon = Daemon {
             address: reachable(listen),
@@ -65,9 +77,12 @@ impl Access {
             store: store_identity(config),
         };
         let address = daemon.address;
-        match tokio::time::timeout(CONNECT_PATIENCE, tokio::net::TcpStream::connect(address)).await {
+        match tokio::time::timeout(CONNECT_PATIENCE, tokio::net::TcpStream::connect(address)).await
+        {
             Ok(Ok(_)) => Ok(Self::Daemon(daemon)),
-            _ => Err(other(format!("and no daemon answers at {address} (`admin.listen`)"))),
+            _ => Err(other(format!(
+                "and no daemon answers at {address} (`admin.listen`)"
+            ))),
         }
     }
 
@@ -93,12 +108,17 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 impl Daemon {
     async fn execute(&self, request: Request) -> Result<Response, Error> {
         let (address, token) = (self.address, self.token.clone());
-        let call = Call { store: self.store.clone(), request };
+        let call = Call {
+            store: self.store.clone(),
+            request,
+        };
         let asked = tokio::task::spawn_blocking(move || ask(address, token.as_ref(), &call));
         let (status, body) = asked
             .await
             .expect("asking does not panic")
-            .map_err(|error| Error::unavailable(format!("the daemon at {address} does not answer: {error}")))?;
+            .map_err(|error| {
+                Error::unavailable(format!("the daemon at {address} does not answer: {error}"))
+            })?;
         if status == 200 {
             return serde_json::from_slice(&body).map_err(|_| not_ours(address, status));
         }
@@ -115,7 +135,11 @@ fn not_ours(address: SocketAddr, status: u16) -> Error {
     ))
 }
 
-fn ask(address: SocketAddr, token: Option<&Secret>, call: &Call) -> Result<(u16, Vec<u8>), ureq::Error> {
+fn ask(
+    address: SocketAddr,
+    token: Option<&Secret>,
+    call: &Call,
+) -> Result<(u16, Vec<u8>), ureq::Error> {
     const MAX_ANSWER_BYTES: u64 = 256 << 20;
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_connect(Some(CONNECT_PATIENCE))
@@ -129,7 +153,11 @@ fn ask(address: SocketAddr, token: Option<&Secret>, call: &Call) -> Result<(u16,
         request = request.header("authorization", format!("Bearer {}", token.expose()));
     }
     let mut answer = request.send_json(call)?;
-    let body = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec()?;
+    let body = answer
+        .body_mut()
+        .with_config()
+        .limit(MAX_ANSWER_BYTES)
+        .read_to_vec()?;
     Ok((answer.status().as_u16(), body))
 }
 

@@ -36,7 +36,7 @@ pub struct BuildArgs {
 
 /// Whether a person watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Noise {
+enum Noise {
     /// Cargo writes its progress to standard error.
     Shown,
     /// Cargo's messages are kept for the error.
@@ -49,16 +49,25 @@ pub enum BuildError {
     #[error("cargo is missing: install Rust from https://rustup.rs, then run this again")]
     NoCargo,
     #[error("{program} cannot be run: {error}")]
-    Program { program: &'static str, error: io::Error },
-    #[error("the Rust target {WASM_TARGET} is missing, and there is no rustup to add it; install it with what installed Rust")]
+    Program {
+        program: &'static str,
+        error: io::Error,
+    },
+    #[error(
+        "the Rust target {WASM_TARGET} is missing, and there is no rustup to add it; install it with what installed Rust"
+    )]
     NoRustup,
-    #[error("the Rust target {WASM_TARGET} cannot be added; when the network is back, type: rustup target add {WASM_TARGET}\n{output}")]
+    #[error(
+        "the Rust target {WASM_TARGET} cannot be added; when the network is back, type: rustup target add {WASM_TARGET}\n{output}"
+    )]
     NoTarget { output: String },
     #[error("there is no Cargo.toml in {}; name the directory of a plugin's crate", .0.display())]
     NoCrate(PathBuf),
     #[error("{} is a workspace without a crate of its own; name the directory of one of its crates", .0.display())]
     OnlyWorkspace(PathBuf),
-    #[error("the crate {0} makes no component; add to its Cargo.toml:\n\n[lib]\ncrate-type = [\"cdylib\"]")]
+    #[error(
+        "the crate {0} makes no component; add to its Cargo.toml:\n\n[lib]\ncrate-type = [\"cdylib\"]"
+    )]
     NoLibrary(String),
     #[error("cargo has failed{}{output}", if .output.is_empty() { "; its messages are above" } else { ":\n" })]
     Failed { output: String },
@@ -75,7 +84,9 @@ pub enum BuildError {
 impl BuildError {
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NoCargo | Self::NoRustup | Self::NoTarget { .. } | Self::Program { .. } => UNAVAILABLE,
+            Self::NoCargo | Self::NoRustup | Self::NoTarget { .. } | Self::Program { .. } => {
+                UNAVAILABLE
+            }
             Self::NoCrate(_) | Self::OnlyWorkspace(_) | Self::NoLibrary(_) => USAGE,
             _ => FAILED,
         }
@@ -84,17 +95,30 @@ impl BuildError {
 
 impl From<BuildError> for Error {
     fn from(error: BuildError) -> Self {
-        Self::Other { code: error.exit_code(), text: error.to_string() }
+        Self::Other {
+            code: error.exit_code(),
+            text: error.to_string(),
+        }
     }
 }
 
-pub fn run(arguments: &BuildArgs) -> Result<(), Error> {
-    let noise = if arguments.quiet { Noise::Kept } else { Noise::Shown };
-    let (path, plugin) = build_plugin(&arguments.dir, noise)?;
+pub async fn run(arguments: BuildArgs) -> Result<(), Error> {
+    let noise = if arguments.quiet {
+        Noise::Kept
+    } else {
+        Noise::Shown
+    };
+    let dir = arguments.dir;
+    let built = tokio::task::spawn_blocking(move || build_plugin(&dir, noise)).await;
+    let (path, plugin) = built.expect("building does not panic")?;
     let digest = hex::encode(plugin.digest());
     let path = path.display().to_string();
     if arguments.json {
-        let imports = plugin.imports().iter().map(|import| &import.name).collect::<Vec<_>>();
+        let imports = plugin
+            .imports()
+            .iter()
+            .map(|import| &import.name)
+            .collect::<Vec<_>>();
         return print_json(&json!({
             "path": path, "size_bytes": plugin.size_bytes(), "digest": digest, "imports": imports,
         }));
@@ -107,16 +131,23 @@ pub fn run(arguments: &BuildArgs) -> Result<(), Error> {
 }
 
 /// Builds the crate in a directory and returns the path of its component, `target/hapax/NAME.wasm` of its
-/// workspace. Blocks for as long as cargo takes; not for use inside of an asynchronous task.
-pub fn build(dir: &Path, noise: Noise) -> Result<PathBuf, BuildError> {
-    build_plugin(dir, noise).map(|(path, _)| path)
+/// workspace. Cargo shows its progress on standard error. Once begun it is finished, also when the future
+/// is dropped.
+pub async fn build(dir: &Path) -> Result<PathBuf, BuildError> {
+    let dir = dir.to_owned();
+    let built = tokio::task::spawn_blocking(move || build_plugin(&dir, Noise::Shown)).await;
+    built.expect("building does not panic").map(|(path, _)| path)
 }
 
+/// Blocks for as long as cargo takes.
 fn build_plugin(dir: &Path, noise: Noise) -> Result<(PathBuf, Plugin), BuildError> {
     let found = cargo::find_crate(dir)?;
     cargo::add_target(dir, noise)?;
     let built = cargo::build(&found, noise)?;
-    let bytes = std::fs::read(&built).map_err(|error| BuildError::Write { path: built.clone(), error })?;
+    let bytes = std::fs::read(&built).map_err(|error| BuildError::Write {
+        path: built.clone(),
+        error,
+    })?;
     let limits = Limits::default();
     let sandbox = Sandbox::new(SandboxOptions {
         concurrent_instances: 1,
@@ -124,8 +155,14 @@ fn build_plugin(dir: &Path, noise: Noise) -> Result<(PathBuf, Plugin), BuildErro
         max_table_elements: limits.table_elements,
     })?;
     let plugin = Plugin::from_bytes(&sandbox, &found.name, &bytes)?;
-    let path = found.target_directory.join("hapax").join(format!("{}.wasm", found.name));
-    put(&path, &bytes).map_err(|error| BuildError::Write { path: path.clone(), error })?;
+    let path = found
+        .target_directory
+        .join("hapax")
+        .join(format!("{}.wasm", found.name));
+    put(&path, &bytes).map_err(|error| BuildError::Write {
+        path: path.clone(),
+        error,
+    })?;
     Ok((path, plugin))
 }
 

@@ -66,8 +66,14 @@ async fn check_consumers(config: &Config, report: &mut Report) -> Result<(), Err
     let limits = || config.consumers.iter().map(|consumer| &consumer.limits);
     let sandbox = Sandbox::new(SandboxOptions {
         concurrent_instances: 1,
-        max_memory: limits().map(|limits| limits.memory).max().unwrap_or_default(),
-        max_table_elements: limits().map(|limits| limits.table_elements).max().unwrap_or_default(),
+        max_memory: limits()
+            .map(|limits| limits.memory)
+            .max()
+            .unwrap_or_default(),
+        max_table_elements: limits()
+            .map(|limits| limits.table_elements)
+            .max()
+            .unwrap_or_default(),
     })
     .map_err(StartError::Sandbox)?;
     let dialect = match config.store.kind {
@@ -115,10 +121,16 @@ async fn check_store(config: &Config, report: &mut Report) {
         && !path.exists()
     {
         // Opening it would make it.
-        report.notes.push(format!("store: {} is not there yet; `hapax run` makes it", path.display()));
+        report.notes.push(format!(
+            "store: {} is not there yet; `hapax run` makes it",
+            path.display()
+        ));
         return;
     }
-    let problem = |error| StartError::Store { store: config.store.kind.to_string(), error };
+    let problem = |error| StartError::Store {
+        store: config.store.kind.to_string(),
+        error,
+    };
     let asked = async {
         let store = open_store(config)?;
         let pending = store.pending_migrations().await.map_err(problem)?;
@@ -128,9 +140,14 @@ async fn check_store(config: &Config, report: &mut Report) {
         Ok((pending, warnings)) => {
             report.warnings.extend(warnings);
             if pending.is_empty() {
-                report.notes.push("store: reached, its tables are up to date".into());
+                report
+                    .notes
+                    .push("store: reached, its tables are up to date".into());
             } else if config.store.migrate {
-                report.notes.push(format!("store: reached; `hapax run` applies {}", pending.join(", ")));
+                report.notes.push(format!(
+                    "store: reached; `hapax run` applies {}",
+                    pending.join(", ")
+                ));
             } else {
                 let store = config.store.kind.to_string();
                 let missing = StartError::Schema { store, pending };
@@ -146,7 +163,9 @@ async fn check_store(config: &Config, report: &mut Report) {
 
 /// Whether queues and exchanges are there.
 async fn check_broker(config: &Config, report: &mut Report) {
-    let Some(address) = broker_address(config) else { return };
+    let Some(address) = broker_address(config) else {
+        return;
+    };
     let connection = match address.connect("hapax check").await {
         Ok(connection) => connection,
         Err(error) => {
@@ -161,7 +180,9 @@ async fn check_broker(config: &Config, report: &mut Report) {
         match look_for_queue(&connection, &consumer.queue).await {
             Ok(()) => {}
             Err(QueueError::Missing(queue)) if consumer.declare.is_some() => {
-                report.notes.push(format!("consumer {name}: `hapax run` declares the queue {queue}"));
+                report.notes.push(format!(
+                    "consumer {name}: `hapax run` declares the queue {queue}"
+                ));
             }
             Err(error) => report.problem(USAGE, format!("consumer {name}: {error}")),
         }
@@ -178,7 +199,10 @@ async fn look_for_queue(connection: &Connection, queue: &str) -> Result<(), Queu
     let channel = connection
         .create_channel()
         .await
-        .map_err(|error| QueueError::Refused { queue: queue.to_owned(), error })?;
+        .map_err(|error| QueueError::Refused {
+            queue: queue.to_owned(),
+            error,
+        })?;
     prepare(&channel, queue, None).await
 }
 
@@ -194,9 +218,15 @@ async fn check_target(
         if target.routing_key.is_empty() {
             return;
         }
-        look_for_queue(connection, &target.routing_key).await.err().map(|error| error.to_string())
+        look_for_queue(connection, &target.routing_key)
+            .await
+            .err()
+            .map(|error| error.to_string())
     } else {
-        look_for_exchange(connection, &target.exchange).await.err().map(|error| error.to_string())
+        look_for_exchange(connection, &target.exchange)
+            .await
+            .err()
+            .map(|error| error.to_string())
     };
     if let Some(reason) = missing {
         report.warnings.push(format!(
@@ -207,8 +237,18 @@ async fn check_target(
 
 async fn look_for_exchange(connection: &Connection, exchange: &str) -> Result<(), lapin::Error> {
     let channel = connection.create_channel().await?;
-    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let passive = ExchangeDeclareOptions {
+        passive: true,
+        ..ExchangeDeclareOptions::default()
+    };
     let name = ShortString::from(exchange);
     // The kind is not looked at by a passive declaration.
-    channel.exchange_declare(name, lapin::ExchangeKind::Direct, passive, FieldTable::default()).await
+    channel
+        .exchange_declare(
+            name,
+            lapin::ExchangeKind::Direct,
+            passive,
+            FieldTable::default(),
+        )
+        .await
 }

@@ -32,7 +32,10 @@ pub async fn run(arguments: &MigrateArgs, config: &Config) -> Result<(), Error> 
         return Ok(output::print(&migrate::sql(dialect, &config.store.schema))?);
     }
     let name = config.store.kind.to_string();
-    let failed = |error| StartError::Store { store: name.clone(), error };
+    let failed = |error| StartError::Store {
+        store: name.clone(),
+        error,
+    };
     let store = open_store(config)?;
     let (names, what) = if arguments.status {
         (store.pending_migrations().await.map_err(failed)?, "pending")
@@ -44,7 +47,10 @@ pub async fn run(arguments: &MigrateArgs, config: &Config) -> Result<(), Error> 
     }
     let text = match names.as_slice() {
         [] => format!("{name} is up to date\n"),
-        names => names.iter().map(|name| format!("{what} {name}\n")).collect(),
+        names => names
+            .iter()
+            .map(|name| format!("{what} {name}\n"))
+            .collect(),
     };
     Ok(output::print(&text)?)
 }

@@ -82,7 +82,11 @@ pub struct ShowArgs {
 #[derive(Debug, Args)]
 pub struct SelectArgs {
     /// The beginnings of their ids
-    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "ID")]
+    #[arg(
+        required_unless_present = "all",
+        conflicts_with = "all",
+        value_name = "ID"
+    )]
     ids: Vec<String>,
     /// All parked messages, of all consumers unless one is named
     #[arg(long)]
@@ -132,7 +136,10 @@ async fn list(arguments: &ListArgs, config: &Arc<Config>) -> Result<(), Error> {
     if page.entries.is_empty() {
         output::complain("no such messages\n");
     } else if page.more {
-        output::complain(&format!("there are more than {}: see --limit\n", arguments.limit));
+        output::complain(&format!(
+            "there are more than {}: see --limit\n",
+            arguments.limit
+        ));
     }
     Ok(())
 }
@@ -150,19 +157,40 @@ fn status(arguments: &ListArgs) -> Option<String> {
 
 /// Keys are bytes; most of them are text.
 fn key_hex(typed: &str) -> Result<String, Error> {
-    let Some(digits) = typed.strip_prefix("0x") else { return Ok(hex::encode(typed)) };
+    let Some(digits) = typed.strip_prefix("0x") else {
+        return Ok(hex::encode(typed));
+    };
     match hex::decode(digits) {
         Ok(key) => Ok(hex::encode(key)),
-        Err(_) => Err(Error::usage(format!("--key {typed}: after 0x come pairs of hexadecimal digits"))),
+        Err(_) => Err(Error::usage(format!(
+            "--key {typed}: after 0x come pairs of hexadecimal digits"
+        ))),
     }
 }
 
 fn table(page: &Page, with_status: bool) -> Table {
     let digits = unique_digits(page.entries.iter().map(|entry| entry.id.as_str()));
     let mut table = Table::new(if with_status {
-        &["ID", "STATUS", "CONSUMER", "KEY", "CODE", "ATTEMPTS", "FAILED AT", "ERROR"]
+        &[
+            "ID",
+            "STATUS",
+            "CONSUMER",
+            "KEY",
+            "CODE",
+            "ATTEMPTS",
+            "FAILED AT",
+            "ERROR",
+        ]
     } else {
-        &["ID", "CONSUMER", "KEY", "CODE", "ATTEMPTS", "FAILED AT", "ERROR"]
+        &[
+            "ID",
+            "CONSUMER",
+            "KEY",
+            "CODE",
+            "ATTEMPTS",
+            "FAILED AT",
+            "ERROR",
+        ]
     });
     for entry in &page.entries {
         let mut cells = vec![entry.id.chars().take(digits).collect()];
@@ -213,7 +241,11 @@ fn render(shown: &Shown, message: &Message) -> String {
     let mut text = String::new();
     let mut field = |name: &str, value: &str| {
         if !value.is_empty() {
-            let _ = writeln!(text, "{STRONG}{name:<13}{STRONG:#} {}", output::clean(value));
+            let _ = writeln!(
+                text,
+                "{STRONG}{name:<13}{STRONG:#} {}",
+                output::clean(value)
+            );
         }
     };
     field("id", &entry.id);
@@ -229,7 +261,14 @@ fn render(shown: &Shown, message: &Message) -> String {
     field("queue", &entry.queue);
     field("plugin", &entry.plugin);
     field("trace", &entry.trace_id);
-    field("exchange", if message.exchange.is_empty() { "(default)" } else { &message.exchange });
+    field(
+        "exchange",
+        if message.exchange.is_empty() {
+            "(default)"
+        } else {
+            &message.exchange
+        },
+    );
     field("routing key", &message.routing_key);
 
     let mut written = write_message(message);
@@ -238,7 +277,11 @@ fn render(shown: &Shown, message: &Message) -> String {
     }
     section(&mut text, "stderr", &shown.stderr);
     section(&mut text, "backtrace", &shown.backtrace);
-    section(&mut text, &format!("body, {}", output::count(message.body.len() as u64, "byte")), &body(&message.body));
+    section(
+        &mut text,
+        &format!("body, {}", output::count(message.body.len() as u64, "byte")),
+        &body(&message.body),
+    );
     text
 }
 
@@ -253,7 +296,9 @@ fn section(text: &mut String, title: &str, content: &str) {
 }
 
 fn members(value: Value) -> String {
-    let Value::Object(members) = value else { return String::new() };
+    let Value::Object(members) = value else {
+        return String::new();
+    };
     let line = |(name, value): (String, Value)| match value {
         Value::String(text) => format!("{name}: {}\n", output::clean(&text)),
         other => format!("{name}: {other}\n"),
@@ -263,7 +308,9 @@ fn members(value: Value) -> String {
 
 /// Pretty JSON, else text, else the first bytes in hexadecimal digits.
 fn body(bytes: &[u8]) -> String {
-    let Ok(text) = str::from_utf8(bytes) else { return dump(bytes) };
+    let Ok(text) = str::from_utf8(bytes) else {
+        return dump(bytes);
+    };
     let pretty = serde_json::from_str::<Value>(text)
         .map(|json| format!("{json:#}"))
         .unwrap_or_else(|_| text.to_owned());
@@ -276,14 +323,25 @@ fn body(bytes: &[u8]) -> String {
 fn dump(bytes: &[u8]) -> String {
     const WIDTH: usize = 16;
     let mut text = String::new();
-    for (row, chunk) in bytes[..bytes.len().min(DUMP_BYTES)].chunks(WIDTH).enumerate() {
-        let digits = chunk.iter().map(|byte| format!("{byte:02x} ")).collect::<String>();
+    for (row, chunk) in bytes[..bytes.len().min(DUMP_BYTES)]
+        .chunks(WIDTH)
+        .enumerate()
+    {
+        let digits = chunk
+            .iter()
+            .map(|byte| format!("{byte:02x} "))
+            .collect::<String>();
         let characters = chunk.iter().map(|byte| match byte {
             b' '..=b'~' => char::from(*byte),
             _ => '.',
         });
         let characters = characters.collect::<String>();
-        let _ = writeln!(text, "{:08x}  {digits:<width$} {characters}", row * WIDTH, width = WIDTH * 3);
+        let _ = writeln!(
+            text,
+            "{:08x}  {digits:<width$} {characters}",
+            row * WIDTH,
+            width = WIDTH * 3
+        );
     }
     if bytes.len() > DUMP_BYTES {
         let _ = writeln!(text, "… (use --json for all of it)");
@@ -321,7 +379,10 @@ const DISCARD: Words = Words {
 
 async fn change(arguments: &SelectArgs, config: &Arc<Config>, words: &Words) -> Result<(), Error> {
     let selection = if arguments.all {
-        Selection::All { consumer: arguments.consumer.clone(), code: arguments.code.clone() }
+        Selection::All {
+            consumer: arguments.consumer.clone(),
+            code: arguments.code.clone(),
+        }
     } else {
         Selection::Ids(arguments.ids.clone())
     };
@@ -344,11 +405,17 @@ async fn change(arguments: &SelectArgs, config: &Arc<Config>, words: &Words) -> 
 
 fn told(changed: Changed, words: &Words) -> String {
     let style = if changed.changed > 0 { GOOD } else { FAINT };
-    let mut text =
-        format!("{style}{}{style:#} {}\n", output::count(changed.changed, "message"), words.done);
+    let mut text = format!(
+        "{style}{}{style:#} {}\n",
+        output::count(changed.changed, "message"),
+        words.done
+    );
     if changed.gone > 0 {
         let gone = output::count(changed.gone, "message");
-        let _ = writeln!(text, "{BAD}{gone}{BAD:#} had left the table before it was their turn");
+        let _ = writeln!(
+            text,
+            "{BAD}{gone}{BAD:#} had left the table before it was their turn"
+        );
     }
     if changed.changed > 0 && !words.after.is_empty() {
         let _ = writeln!(text, "{FAINT}{}{FAINT:#}", words.after);
@@ -362,11 +429,18 @@ fn agrees(verb: &str, rows: u64) -> io::Result<bool> {
         return Ok(true);
     }
     let mut prompt = anstream::stderr().lock();
-    write!(prompt, "{verb} {}? [y/N] ", output::count(rows, "parked message"))?;
+    write!(
+        prompt,
+        "{verb} {}? [y/N] ",
+        output::count(rows, "parked message")
+    )?;
     prompt.flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    Ok(matches!(
+        answer.trim().to_ascii_lowercase().as_str(),
+        "y" | "yes"
+    ))
 }
 
 #[cfg(test)]
@@ -383,7 +457,10 @@ mod tests {
 
     #[test]
     fn a_body_is_pretty_json_or_text_or_a_dump() {
-        assert_eq!(body(br#"{"b":1.50,"a":[true]}"#), "{\n  \"a\": [\n    true\n  ],\n  \"b\": 1.50\n}");
+        assert_eq!(
+            body(br#"{"b":1.50,"a":[true]}"#),
+            "{\n  \"a\": [\n    true\n  ],\n  \"b\": 1.50\n}"
+        );
         assert_eq!(body(b"plain"), "plain");
         expect![[r#"
             00000000  ff 00 41 20 62                                   ..A b

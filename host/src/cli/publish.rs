@@ -44,7 +44,10 @@ pub struct PublishArgs {
 
 pub async fn run(arguments: &PublishArgs, config: Arc<Config>) -> Result<(), Error> {
     let text = read(&arguments.file)?;
-    let lines = Lines { text: &text, queue: arguments.queue.as_deref() };
+    let lines = Lines {
+        text: &text,
+        queue: arguments.queue.as_deref(),
+    };
     let total = check(&lines, &arguments.file)?;
     let mut way = Way::open(&config).await?;
     let started = Instant::now();
@@ -56,26 +59,41 @@ pub async fn run(arguments: &PublishArgs, config: Arc<Config>) -> Result<(), Err
     let seconds = started.elapsed().as_secs_f64();
     let rate = confirmed as f64 / seconds.max(0.001);
     if arguments.json {
-        return print_json(&json!({ "published": confirmed, "seconds": seconds, "per_second": rate }));
+        return print_json(
+            &json!({ "published": confirmed, "seconds": seconds, "per_second": rate }),
+        );
     }
     let count = output::count(confirmed, "message");
     let rate = output::thousands(rate as u64);
-    let text = format!("{GOOD}{count}{GOOD:#} published and confirmed in {seconds:.2} s ({rate}/s)\n");
+    let text =
+        format!("{GOOD}{count}{GOOD:#} published and confirmed in {seconds:.2} s ({rate}/s)\n");
     Ok(output::print(&text)?)
 }
 
 fn read(file: &Path) -> Result<String, Error> {
     let mut bytes = Vec::new();
     let (name, done) = if file == Path::new("-") {
-        ("standard input".to_owned(), io::stdin().read_to_end(&mut bytes))
+        (
+            "standard input".to_owned(),
+            io::stdin().read_to_end(&mut bytes),
+        )
     } else {
-        (file.display().to_string(), File::open(file).and_then(|mut file| file.read_to_end(&mut bytes)))
+        (
+            file.display().to_string(),
+            File::open(file).and_then(|mut file| file.read_to_end(&mut bytes)),
+        )
     };
     done.map_err(|error| Error::usage(format!("cannot read {name}: {error}")))?;
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
-        let line = error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
-        Error::usage(format!("{name}: line {line} is not UTF-8; give other bytes as `body_base64`"))
+        let line = error.as_bytes()[..valid]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+            + 1;
+        Error::usage(format!(
+            "{name}: line {line} is not UTF-8; give other bytes as `body_base64`"
+        ))
     })
 }
 
@@ -87,7 +105,11 @@ struct Lines<'t> {
 
 impl<'t> Lines<'t> {
     fn numbered(&self) -> impl Iterator<Item = (usize, &'t str)> {
-        self.text.lines().enumerate().map(|(index, line)| (index + 1, line)).filter(|(_, line)| !line.trim().is_empty())
+        self.text
+            .lines()
+            .enumerate()
+            .map(|(index, line)| (index + 1, line))
+            .filter(|(_, line)| !line.trim().is_empty())
     }
 }
 
@@ -108,7 +130,11 @@ fn check(lines: &Lines<'_>, file: &Path) -> Result<u64, Error> {
     if bad == 0 {
         return Ok(good);
     }
-    let more = if bad > TOLD_PROBLEMS { format!("\n  and {} more", bad - TOLD_PROBLEMS) } else { String::new() };
+    let more = if bad > TOLD_PROBLEMS {
+        format!("\n  and {} more", bad - TOLD_PROBLEMS)
+    } else {
+        String::new()
+    };
     Err(Error::usage(format!(
         "{} of {} cannot be read; nothing was published{}{more}",
         output::count(bad as u64, "line"),
@@ -124,13 +150,18 @@ async fn send(lines: &Lines<'_>, way: &mut Way, progress: &ProgressBar) -> Resul
     while numbered.peek().is_some() {
         let (mut numbers, mut block, mut bytes) = (Vec::new(), Vec::new(), 0);
         while block.len() < BLOCK_MESSAGES && bytes < BLOCK_BYTES {
-            let Some((number, line)) = numbered.next() else { break };
+            let Some((number, line)) = numbered.next() else {
+                break;
+            };
             let message = read_line(line, lines.queue).expect("the line was read before");
             bytes += message.size_bytes();
             numbers.push(number);
             block.push(message);
         }
-        let answers = way.publish(block).await.map_err(|error| told(error, &confirmed))?;
+        let answers = way
+            .publish(block)
+            .await
+            .map_err(|error| told(error, &confirmed))?;
         let mut problems = Vec::new();
         for (number, answer) in numbers.into_iter().zip(answers) {
             match answer {
@@ -138,9 +169,13 @@ async fn send(lines: &Lines<'_>, way: &mut Way, progress: &ProgressBar) -> Resul
                     confirmed.add(number);
                     progress.inc(1);
                 }
-                Answer::Refused(why) => problems.push(format!("line {number} was not published: {why}")),
+                Answer::Refused(why) => {
+                    problems.push(format!("line {number} was not published: {why}"))
+                }
                 Answer::Unknown(why) => {
-                    problems.push(format!("line {number} may have been published or not: {why}"));
+                    problems.push(format!(
+                        "line {number} may have been published or not: {why}"
+                    ));
                 }
                 Answer::NotSent => {}
             }
@@ -164,7 +199,10 @@ fn told(error: Error, confirmed: &Ranges) -> Error {
         0 => "no message is confirmed".to_owned(),
         count => format!("{} confirmed: {confirmed}", output::count(count, "message")),
     };
-    Error::Other { code, text: format!("{error}\n{sentence}; nothing was sent twice") }
+    Error::Other {
+        code,
+        text: format!("{error}\n{sentence}; nothing was sent twice"),
+    }
 }
 
 /// Numbers of lines, as ranges.
@@ -180,7 +218,10 @@ impl Ranges {
     }
 
     fn count(&self) -> u64 {
-        self.0.iter().map(|(first, last)| (last - first + 1) as u64).sum()
+        self.0
+            .iter()
+            .map(|(first, last)| (last - first + 1) as u64)
+            .sum()
     }
 }
 
@@ -247,12 +288,21 @@ mod tests {
     use super::*;
 
     fn checked(text: &str) -> Result<u64, Error> {
-        check(&Lines { text, queue: Some("q") }, Path::new("messages.jsonl"))
+        check(
+            &Lines {
+                text,
+                queue: Some("q"),
+            },
+            Path::new("messages.jsonl"),
+        )
     }
 
     #[test]
     fn empty_lines_are_no_messages() {
-        assert_eq!(checked("{\"body\": 1}\n\n  \r\n{\"body\": 2}\r\n").expect("good"), 2);
+        assert_eq!(
+            checked("{\"body\": 1}\n\n  \r\n{\"body\": 2}\r\n").expect("good"),
+            2
+        );
     }
 
     #[test]
@@ -260,14 +310,23 @@ mod tests {
         let error = checked("{\"body\": 1}\nnonsense\n\n{\"body\": 1, \"key\": 2}\n").unwrap_err();
         let text = error.to_string();
         assert_eq!(error.code(), 64);
-        assert!(text.contains("2 lines of messages.jsonl") && text.contains("nothing was published"), "{text}");
-        assert!(text.contains("line 2:") && text.contains("line 4:"), "{text}");
+        assert!(
+            text.contains("2 lines of messages.jsonl") && text.contains("nothing was published"),
+            "{text}"
+        );
+        assert!(
+            text.contains("line 2:") && text.contains("line 4:"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_file_of_nonsense_does_not_fill_the_screen() {
         let text = checked(&"x\n".repeat(1000)).unwrap_err().to_string();
-        assert!(text.lines().count() < 25 && text.contains("and 980 more"), "{text}");
+        assert!(
+            text.lines().count() < 25 && text.contains("and 980 more"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -37,7 +37,15 @@ pub async fn run(arguments: &StatusArgs, config: Arc<Config>) -> Result<(), Erro
 fn render(status: &Status) -> String {
     let mut text = String::new();
     let mut table = Table::new(&[
-        "CONSUMER", "UP", "QUEUE", "READY", "COMMITTED", "WAITING", "PARKED", "DISCARDED", "PLUGIN",
+        "CONSUMER",
+        "UP",
+        "QUEUE",
+        "READY",
+        "COMMITTED",
+        "WAITING",
+        "PARKED",
+        "DISCARDED",
+        "PLUGIN",
     ]);
     for consumer in &status.consumers {
         let known = |number: Option<u64>| number.map_or("?".to_owned(), thousands);
@@ -66,16 +74,35 @@ fn render(status: &Status) -> String {
     text.push_str(&table.render());
     for consumer in &status.consumers {
         for (status, codes) in &consumer.waiting {
-            let codes = codes.iter().map(|(code, rows)| format!("{code} {}", thousands(*rows)));
+            let codes = codes
+                .iter()
+                .map(|(code, rows)| format!("{code} {}", thousands(*rows)));
             let codes = codes.collect::<Vec<_>>().join(", ");
-            let _ = writeln!(text, "{STRONG}{}{STRONG:#} {status}: {}", consumer.name, output::clean(&codes));
+            let _ = writeln!(
+                text,
+                "{STRONG}{}{STRONG:#} {status}: {}",
+                consumer.name,
+                output::clean(&codes)
+            );
         }
     }
-    let _ = write!(text, "{STRONG}outbox{STRONG:#} {}", output::count(status.outbox.rows, "message"));
+    let _ = write!(
+        text,
+        "{STRONG}outbox{STRONG:#} {}",
+        output::count(status.outbox.rows, "message")
+    );
     if status.outbox.rows > 0 {
-        let _ = write!(text, ", the oldest {:.0} s old", status.outbox.oldest_seconds);
+        let _ = write!(
+            text,
+            ", the oldest {:.0} s old",
+            status.outbox.oldest_seconds
+        );
     }
-    let _ = writeln!(text, "\n{FAINT}store {}, broker {}{FAINT:#}", status.store, status.broker);
+    let _ = writeln!(
+        text,
+        "\n{FAINT}store {}, broker {}{FAINT:#}",
+        status.store, status.broker
+    );
     for note in &status.notes {
         let _ = writeln!(text, "{WARNING}note{WARNING:#}: {}", output::clean(note));
     }
@@ -84,5 +111,9 @@ fn render(status: &Status) -> String {
 
 fn rows(consumer: &ConsumerStatus, statuses: &[&str]) -> u64 {
     let of = |codes: &BTreeMap<String, u64>| codes.values().sum::<u64>();
-    statuses.iter().filter_map(|status| consumer.waiting.get(*status)).map(of).sum()
+    statuses
+        .iter()
+        .filter_map(|status| consumer.waiting.get(*status))
+        .map(of)
+        .sum()
 }

@@ -302,13 +302,7 @@ async fn register(
     settings: &config::Consumer,
     session: &mut dyn crate::store::Session,
 ) -> Result<ConsumerRow, StartError> {
-    let key_rule = settings
-        .key
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(" + ");
-    let fingerprint_rule = settings.fingerprint.to_string();
+    let (key_rule, fingerprint_rule) = crate::consumer::rule_texts(settings);
     let row = session
         .consumer(&settings.name, &key_rule, &fingerprint_rule)
         .await

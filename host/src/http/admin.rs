@@ -50,8 +50,16 @@ struct Admin {
 }
 
 pub(super) fn router(config: &Config, operations: Operations) -> Router {
-    let token = config.admin.token.as_ref().map(|token| digest(token.expose()));
-    let admin = Admin { store: store_identity(config), token, operations };
+    let token = config
+        .admin
+        .token
+        .as_ref()
+        .map(|token| digest(token.expose()));
+    let admin = Admin {
+        store: store_identity(config),
+        token,
+        operations,
+    };
     Router::new()
         .route(OPERATIONS, post(operate))
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
@@ -88,7 +96,10 @@ async fn operate(State(admin): State<Arc<Admin>>, headers: HeaderMap, body: Byte
         Err(error) => {
             tracing::error!(%error, "Operation panicked");
             let reason = "the operation has failed inside the daemon; its log says more".to_owned();
-            refuse(StatusCode::INTERNAL_SERVER_ERROR, OperationError::Failed(reason))
+            refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                OperationError::Failed(reason),
+            )
         }
     }
 }
@@ -102,15 +113,23 @@ impl Admin {
         if headers.contains_key(header::ORIGIN) {
             return Err((StatusCode::FORBIDDEN, "this API is not for browsers"));
         }
-        let Some(token) = self.token else { return Ok(()) };
+        let Some(token) = self.token else {
+            return Ok(());
+        };
         let shown = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer "));
         match shown {
             Some(shown) if digest(shown) == token => Ok(()),
-            Some(_) => Err((StatusCode::UNAUTHORIZED, "the token is not the daemon's `admin.token`")),
-            None => Err((StatusCode::UNAUTHORIZED, "the daemon wants its `admin.token`")),
+            Some(_) => Err((
+                StatusCode::UNAUTHORIZED,
+                "the token is not the daemon's `admin.token`",
+            )),
+            None => Err((
+                StatusCode::UNAUTHORIZED,
+                "the daemon wants its `admin.token`",
+            )),
         }
     }
 }

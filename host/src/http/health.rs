@@ -29,7 +29,10 @@ pub struct Readiness {
 
 impl Readiness {
     pub fn new(consumers: impl Iterator<Item = Arc<Consumer>>) -> Self {
-        Self { consumers: consumers.collect(), broken: Mutex::default() }
+        Self {
+            consumers: consumers.collect(),
+            broken: Mutex::default(),
+        }
     }
 
     /// A consumer has stopped for good.
@@ -52,7 +55,10 @@ impl Readiness {
                 }
                 None => return None,
             };
-            Some(Reason { consumer: Some(consumer.name.clone()), reason })
+            Some(Reason {
+                consumer: Some(consumer.name.clone()),
+                reason,
+            })
         });
         not_ready.collect()
     }
@@ -84,7 +90,12 @@ struct Health {
 }
 
 pub(super) fn router(metrics: Metrics, readiness: Arc<Readiness>, store: Arc<dyn Store>) -> Router {
-    let health = Health { metrics, readiness, store, session: tokio::sync::Mutex::new(None) };
+    let health = Health {
+        metrics,
+        readiness,
+        store,
+        session: tokio::sync::Mutex::new(None),
+    };
     Router::new()
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(ready))
@@ -97,7 +108,10 @@ async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
     match tokio::time::timeout(STORE_PATIENCE, health.ask_store()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            reasons.push(Reason { consumer: None, reason: format!("the store does not answer: {error}") });
+            reasons.push(Reason {
+                consumer: None,
+                reason: format!("the store does not answer: {error}"),
+            });
         }
         Err(_) => reasons.push(Reason {
             consumer: None,
@@ -105,7 +119,11 @@ async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
         }),
     }
     let ready = reasons.is_empty();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (status, Json(Ready { ready, reasons }))
 }
 

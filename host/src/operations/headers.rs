@@ -9,7 +9,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lapin::types::{AMQPValue, ByteArray, DecimalValue, FieldArray, FieldTable, LongString, ShortString};
+use lapin::types::{
+    AMQPValue, ByteArray, DecimalValue, FieldArray, FieldTable, LongString, ShortString,
+};
 use serde_json::{Map, Number, Value, json};
 
 /// Deeper values are refused: nobody means them, and the stack is finite.
@@ -22,14 +24,22 @@ pub fn read_table(object: &Map<String, Value>) -> Result<FieldTable, String> {
 
 /// Headers as a JSON object.
 pub fn write_table(table: &FieldTable) -> Map<String, Value> {
-    table.inner().iter().map(|(name, value)| (name.to_string(), write(value))).collect()
+    table
+        .inner()
+        .iter()
+        .map(|(name, value)| (name.to_string(), write(value)))
+        .collect()
 }
 
 fn table(object: &Map<String, Value>, depth: usize) -> Result<FieldTable, String> {
     let mut table = FieldTable::default();
     for (name, value) in object {
-        let short = ShortString::try_new(name.as_str())
-            .map_err(|_| format!("the header name `{}…` is over 255 bytes", super::publish::start(name)))?;
+        let short = ShortString::try_new(name.as_str()).map_err(|_| {
+            format!(
+                "the header name `{}…` is over 255 bytes",
+                super::publish::start(name)
+            )
+        })?;
         let value = read(value, depth).map_err(|problem| format!("header `{name}`: {problem}"))?;
         table.insert(short, value);
     }
@@ -37,14 +47,19 @@ fn table(object: &Map<String, Value>, depth: usize) -> Result<FieldTable, String
 }
 
 fn read(value: &Value, depth: usize) -> Result<AMQPValue, String> {
-    let depth = depth.checked_sub(1).ok_or_else(|| format!("nested more than {MAX_DEPTH} deep"))?;
+    let depth = depth
+        .checked_sub(1)
+        .ok_or_else(|| format!("nested more than {MAX_DEPTH} deep"))?;
     Ok(match value {
         Value::Null => AMQPValue::Void,
         Value::Bool(flag) => AMQPValue::Boolean(*flag),
         Value::Number(number) => read_number(number)?,
         Value::String(text) => AMQPValue::LongString(text.as_str().into()),
         Value::Array(values) => {
-            let values = values.iter().map(|value| read(value, depth)).collect::<Result<Vec<_>, _>>()?;
+            let values = values
+                .iter()
+                .map(|value| read(value, depth))
+                .collect::<Result<Vec<_>, _>>()?;
             AMQPValue::FieldArray(FieldArray::from(values))
         }
         Value::Object(object) => match typed(object) {
@@ -67,7 +82,9 @@ fn read_number(number: &Number) -> Result<AMQPValue, String> {
     // A number keeps its text: a fraction or an exponent makes it a double.
     if number.as_str().contains(['.', 'e', 'E']) {
         let double = number.as_f64().filter(|double| double.is_finite());
-        return double.map(AMQPValue::Double).ok_or_else(|| format!("{number} is too large for a double"));
+        return double
+            .map(AMQPValue::Double)
+            .ok_or_else(|| format!("{number} is too large for a double"));
     }
     number
         .as_i64()
@@ -79,7 +96,9 @@ fn read_typed(kind: &str, value: &Value, depth: usize) -> Result<AMQPValue, Stri
     let wrong = || format!("{value} is not a value of type ${kind}");
     let bytes = || {
         let text = value.as_str().ok_or_else(wrong)?;
-        STANDARD.decode(text).map_err(|_| format!("the value of ${kind} is not base64"))
+        STANDARD
+            .decode(text)
+            .map_err(|_| format!("the value of ${kind} is not base64"))
     };
     macro_rules! number {
         ($variant:ident, $read:ident) => {
@@ -98,19 +117,25 @@ fn read_typed(kind: &str, value: &Value, depth: usize) -> Result<AMQPValue, Stri
         "int32" => number!(LongInt, as_i64),
         "uint32" => number!(LongUInt, as_u64),
         "timestamp" => value.as_u64().map(AMQPValue::Timestamp).ok_or_else(wrong),
-        "float" => float(value).map(|number| AMQPValue::Float(number as f32)).ok_or_else(wrong),
+        "float" => float(value)
+            .map(|number| AMQPValue::Float(number as f32))
+            .ok_or_else(wrong),
         "double" => float(value).map(AMQPValue::Double).ok_or_else(wrong),
         "decimal" => {
             let member = |name: &str| value.get(name).and_then(Value::as_u64);
             let scale = member("scale").and_then(|scale| scale.try_into().ok());
             let digits = member("value").and_then(|digits| digits.try_into().ok());
             match (scale, digits) {
-                (Some(scale), Some(value)) => Ok(AMQPValue::DecimalValue(DecimalValue { scale, value })),
+                (Some(scale), Some(value)) => {
+                    Ok(AMQPValue::DecimalValue(DecimalValue { scale, value }))
+                }
                 _ => Err(wrong()),
             }
         }
         "short_string" => {
-            let text = value.as_str().and_then(|text| ShortString::try_new(text).ok());
+            let text = value
+                .as_str()
+                .and_then(|text| ShortString::try_new(text).ok());
             text.map(AMQPValue::ShortString).ok_or_else(wrong)
         }
         "text_bytes" => Ok(AMQPValue::LongString(LongString::from(bytes()?))),
@@ -136,9 +161,8 @@ fn write(value: &AMQPValue) -> Value {
         AMQPValue::Void => Value::Null,
         AMQPValue::Boolean(flag) => Value::Bool(*flag),
         AMQPValue::LongLongInt(number) => json!(number),
-        AMQPValue::Double(number) => {
-            Number::from_f64(*number).map_or_else(|| json!({ "$double": number.to_string() }), Value::Number)
-        }
+        AMQPValue::Double(number) => Number::from_f64(*number)
+            .map_or_else(|| json!({ "$double": number.to_string() }), Value::Number),
         AMQPValue::Float(number) => match Number::from_f64(f64::from(*number)) {
             Some(number) => json!({ "$float": number }),
             None => json!({ "$float": number.to_string() }),
@@ -162,7 +186,11 @@ fn write(value: &AMQPValue) -> Value {
         AMQPValue::FieldArray(values) => values.as_slice().iter().map(write).collect(),
         AMQPValue::FieldTable(table) => {
             let object = write_table(table);
-            if typed(&object).is_some() { json!({ "$table": object }) } else { Value::Object(object) }
+            if typed(&object).is_some() {
+                json!({ "$table": object })
+            } else {
+                Value::Object(object)
+            }
         }
     }
 }
@@ -186,7 +214,10 @@ mod tests {
             ("true", AMQPValue::Boolean(true)),
             ("null", AMQPValue::Void),
             (r#"{"$timestamp": 5}"#, AMQPValue::Timestamp(5)),
-            (r#"{"$bytes": "AAE="}"#, AMQPValue::ByteArray(ByteArray::from(&[0, 1][..]))),
+            (
+                r#"{"$bytes": "AAE="}"#,
+                AMQPValue::ByteArray(ByteArray::from(&[0, 1][..])),
+            ),
         ];
         for (text, value) in cases {
             assert_eq!(read_text(text), Ok(value), "{text}");
@@ -229,22 +260,31 @@ mod tests {
             any::<i32>().prop_map(AMQPValue::LongInt),
             any::<u32>().prop_map(AMQPValue::LongUInt),
             any::<i64>().prop_map(AMQPValue::LongLongInt),
-            any::<f32>().prop_filter("NaN is no equal", |n| !n.is_nan()).prop_map(AMQPValue::Float),
-            any::<f64>().prop_filter("NaN is no equal", |n| !n.is_nan()).prop_map(AMQPValue::Double),
+            any::<f32>()
+                .prop_filter("NaN is no equal", |n| !n.is_nan())
+                .prop_map(AMQPValue::Float),
+            any::<f64>()
+                .prop_filter("NaN is no equal", |n| !n.is_nan())
+                .prop_map(AMQPValue::Double),
             any::<(u8, u32)>()
                 .prop_map(|(scale, value)| AMQPValue::DecimalValue(DecimalValue { scale, value })),
             any::<u64>().prop_map(AMQPValue::Timestamp),
             "[a-z$]{0,9}".prop_map(|text| AMQPValue::ShortString(text.into())),
             any::<Vec<u8>>().prop_map(|bytes| AMQPValue::LongString(bytes.into())),
-            any::<Vec<u8>>().prop_map(|bytes| AMQPValue::ByteArray(ByteArray::from(bytes.as_slice()))),
+            any::<Vec<u8>>()
+                .prop_map(|bytes| AMQPValue::ByteArray(ByteArray::from(bytes.as_slice()))),
         ];
         leaf.prop_recursive(4, 32, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4)
                     .prop_map(|values| AMQPValue::FieldArray(values.into())),
                 prop::collection::btree_map("[$a-z]{0,6}", inner, 0..4).prop_map(|members| {
-                    let members = members.into_iter().map(|(name, value)| (name.into(), value));
-                    AMQPValue::FieldTable(members.collect::<std::collections::BTreeMap<_, _>>().into())
+                    let members = members
+                        .into_iter()
+                        .map(|(name, value)| (name.into(), value));
+                    AMQPValue::FieldTable(
+                        members.collect::<std::collections::BTreeMap<_, _>>().into(),
+                    )
                 }),
             ]
         })

@@ -79,7 +79,10 @@ pub enum Selection {
     /// Beginnings of ids.
     Ids(Vec<String>),
     /// Those of the configuration's consumers.
-    All { consumer: Option<String>, code: Option<String> },
+    All {
+        consumer: Option<String>,
+        code: Option<String>,
+    },
 }
 
 /// What was done.
@@ -104,16 +107,18 @@ impl Operations {
     ) -> Result<Page, OperationError> {
         let refused = |text: String| OperationError::Refused(text);
         let status = match &filter.status {
-            Some(text) => Some(
-                Status::from_text(text)
-                    .ok_or_else(|| refused(format!("there is no status `{text}`: parked, retry or held")))?,
-            ),
+            Some(text) => Some(Status::from_text(text).ok_or_else(|| {
+                refused(format!(
+                    "there is no status `{text}`: parked, retry or held"
+                ))
+            })?),
             None => None,
         };
         let key = match &filter.key_hex {
-            Some(digits) => {
-                Some(hex::decode(digits).map_err(|_| refused(format!("`{digits}` is not hexadecimal")))?)
-            }
+            Some(digits) => Some(
+                hex::decode(digits)
+                    .map_err(|_| refused(format!("`{digits}` is not hexadecimal")))?,
+            ),
             None => None,
         };
         let mut records = session
@@ -132,7 +137,10 @@ impl Operations {
         let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
         let more = records.len() > limit;
         records.truncate(limit);
-        Ok(Page { entries: records.iter().map(entry).collect(), more })
+        Ok(Page {
+            entries: records.iter().map(entry).collect(),
+            more,
+        })
     }
 
     pub(super) async fn show(
@@ -161,7 +169,10 @@ impl Operations {
         self.known_consumer(consumer.as_deref())?;
         let mut rows = 0;
         for configured in &self.config.consumers {
-            if consumer.as_ref().is_some_and(|wanted| *wanted != configured.name) {
+            if consumer
+                .as_ref()
+                .is_some_and(|wanted| *wanted != configured.name)
+            {
                 continue;
             }
             let id = self.consumer_id(session, configured).await?;
@@ -192,8 +203,18 @@ impl Operations {
             Selection::All { consumer, code } => {
                 self.known_consumer(consumer.as_deref())?;
                 for configured in &self.config.consumers {
-                    if consumer.as_ref().is_none_or(|wanted| *wanted == configured.name) {
-                        change_all(session, &configured.name, code.as_deref(), change, &mut done).await?;
+                    if consumer
+                        .as_ref()
+                        .is_none_or(|wanted| *wanted == configured.name)
+                    {
+                        change_all(
+                            session,
+                            &configured.name,
+                            code.as_deref(),
+                            change,
+                            &mut done,
+                        )
+                        .await?;
                     }
                 }
             }
@@ -203,7 +224,11 @@ impl Operations {
 
     /// A name that is mistyped would mean nothing, silently.
     fn known_consumer(&self, name: Option<&str>) -> Result<(), OperationError> {
-        let mut names = self.config.consumers.iter().map(|consumer| consumer.name.as_str());
+        let mut names = self
+            .config
+            .consumers
+            .iter()
+            .map(|consumer| consumer.name.as_str());
         match name {
             Some(name) if !names.clone().any(|known| known == name) => {
                 let known = names.by_ref().collect::<Vec<_>>().join(", ");
@@ -247,7 +272,9 @@ async fn change_all(
                 ..WaitingFilter::default()
             })
             .await?;
-        let Some(first) = page.first() else { return Ok(()) };
+        let Some(first) = page.first() else {
+            return Ok(());
+        };
         // The list begins with the newest: what failed after the first look is new.
         let newest = *newest.get_or_insert(first.failed_at);
         let fresh = page
@@ -279,7 +306,10 @@ async fn apply(
 }
 
 /// The ids that the names mean, each of a parked row; else everything that is wrong with the names.
-async fn parked(session: &mut dyn Session, names: &[String]) -> Result<Vec<Vec<u8>>, OperationError> {
+async fn parked(
+    session: &mut dyn Session,
+    names: &[String],
+) -> Result<Vec<Vec<u8>>, OperationError> {
     let mut ids = Vec::with_capacity(names.len());
     let mut problems = Vec::new();
     for name in names {
@@ -292,13 +322,20 @@ async fn parked(session: &mut dyn Session, names: &[String]) -> Result<Vec<Vec<u
             Ok(record) => problems.push(format!(
                 "{name} is not parked: its status is `{}`, and the host runs it by itself{}",
                 record.row.status.as_str(),
-                record.due_at.map(|due| format!(" (due {})", time(due))).unwrap_or_default()
+                record
+                    .due_at
+                    .map(|due| format!(" (due {})", time(due)))
+                    .unwrap_or_default()
             )),
             Err(OperationError::Refused(problem)) => problems.push(problem),
             Err(error) => return Err(error),
         }
     }
-    if problems.is_empty() { Ok(ids) } else { Err(OperationError::Refused(problems.join("\n"))) }
+    if problems.is_empty() {
+        Ok(ids)
+    } else {
+        Err(OperationError::Refused(problems.join("\n")))
+    }
 }
 
 /// The one row whose id begins with these digits.
@@ -323,9 +360,17 @@ async fn find(session: &mut dyn Session, name: &str) -> Result<WaitingRecord, Op
         .await?;
     records.retain(|record| hex::encode(&record.row.id).starts_with(&digits));
     if records.len() > 1 {
-        let ids = records.iter().map(|record| hex::encode(&record.row.id)).collect::<Vec<_>>();
+        let ids = records
+            .iter()
+            .map(|record| hex::encode(&record.row.id))
+            .collect::<Vec<_>>();
         let shortest = unique_digits(ids.iter().map(String::as_str)).max(digits.len() + 1);
-        let shown = ids.iter().take(5).map(|id| &id[..shortest.min(id.len())]).collect::<Vec<_>>().join(", ");
+        let shown = ids
+            .iter()
+            .take(5)
+            .map(|id| &id[..shortest.min(id.len())])
+            .collect::<Vec<_>>()
+            .join(", ");
         return Err(OperationError::Refused(format!(
             "{name} is the beginning of {} ids: {shown}{}",
             records.len(),
@@ -345,8 +390,19 @@ pub fn unique_digits<'i>(ids: impl Iterator<Item = &'i str>) -> usize {
     let mut sorted = ids.collect::<Vec<_>>();
     sorted.sort_unstable();
     sorted.dedup();
-    let shared = |pair: &[&str]| pair[0].bytes().zip(pair[1].bytes()).take_while(|(a, b)| a == b).count();
-    sorted.windows(2).map(|pair| shared(pair) + 1).max().unwrap_or_default().max(8)
+    let shared = |pair: &[&str]| {
+        pair[0]
+            .bytes()
+            .zip(pair[1].bytes())
+            .take_while(|(a, b)| a == b)
+            .count()
+    };
+    sorted
+        .windows(2)
+        .map(|pair| shared(pair) + 1)
+        .max()
+        .unwrap_or_default()
+        .max(8)
 }
 
 fn entry(record: &WaitingRecord) -> Entry {
@@ -355,7 +411,10 @@ fn entry(record: &WaitingRecord) -> Entry {
         id: hex::encode(&row.id),
         consumer: record.consumer.clone(),
         status: row.status.as_str().to_owned(),
-        key: row.key.as_ref().and_then(|key| String::from_utf8(key.clone()).ok()),
+        key: row
+            .key
+            .as_ref()
+            .and_then(|key| String::from_utf8(key.clone()).ok()),
         key_hex: row.key.as_ref().map(hex::encode),
         code: row.code.clone(),
         error: row.error.clone(),

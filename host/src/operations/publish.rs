@@ -44,9 +44,14 @@ impl Operations {
         session: &mut dyn Session,
         messages: Vec<Wire>,
     ) -> Result<Vec<Answer>, OperationError> {
-        let messages = messages.into_iter().map(Message::try_from).collect::<Result<Vec<_>, _>>()?;
+        let messages = messages
+            .into_iter()
+            .map(Message::try_from)
+            .collect::<Result<Vec<_>, _>>()?;
         let Some(queues) = session.queues() else {
-            return Err(OperationError::Refused("this store has no embedded broker".into()));
+            return Err(OperationError::Refused(
+                "this store has no embedded broker".into(),
+            ));
         };
         for consumer in &self.config.consumers {
             queues.declare(&consumer.queue).await?;
@@ -55,9 +60,15 @@ impl Operations {
         let mut known = Vec::with_capacity(messages.len());
         for (index, message) in messages.into_iter().enumerate() {
             let problem = if !message.exchange.is_empty() {
-                Some(format!("the embedded broker has no exchanges, and so no `{}`", message.exchange))
+                Some(format!(
+                    "the embedded broker has no exchanges, and so no `{}`",
+                    message.exchange
+                ))
             } else if queues.depth(&message.routing_key).await?.is_none() {
-                Some(format!("the embedded broker has no queue `{}`", message.routing_key))
+                Some(format!(
+                    "the embedded broker has no queue `{}`",
+                    message.routing_key
+                ))
             } else {
                 None
             };
@@ -93,8 +104,15 @@ impl AmqpPublish {
         let connection = address.connect("hapax publish").await?;
         let broken = |error| ConnectError::Broker(address.url.clone(), error);
         let channel = connection.create_channel().await.map_err(broken)?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(broken)?;
-        Ok(Self { connection, channel, tried: HashSet::new() })
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .map_err(broken)?;
+        Ok(Self {
+            connection,
+            channel,
+            tried: HashSet::new(),
+        })
     }
 
     /// Publishes in order, persistent unless a message says otherwise, and waits for the broker's answers.
@@ -103,7 +121,13 @@ impl AmqpPublish {
         let mut rest = messages;
         while let Some(first) = rest.first() {
             let new = self.is_new(first);
-            let together = if new { 1 } else { rest.iter().position(|next| self.is_new(next)).unwrap_or(rest.len()) };
+            let together = if new {
+                1
+            } else {
+                rest.iter()
+                    .position(|next| self.is_new(next))
+                    .unwrap_or(rest.len())
+            };
             let (block, others) = rest.split_at(together);
             answers.extend(self.publish_together(block).await);
             if answers.iter().any(|answer| *answer != Answer::Confirmed) {
@@ -135,7 +159,9 @@ impl AmqpPublish {
         let answers = judge(messages, results);
         match &answers[..] {
             // What closed the channel under one message alone is this message's.
-            [Answer::Unknown(why)] if self.connection.status().connected() => vec![Answer::Refused(why.clone())],
+            [Answer::Unknown(why)] if self.connection.status().connected() => {
+                vec![Answer::Refused(why.clone())]
+            }
             _ => answers,
         }
     }
@@ -155,11 +181,15 @@ async fn send(channel: &Channel, message: &Message) -> Result<PublisherConfirm, 
     if properties.delivery_mode().is_none() {
         properties = properties.with_delivery_mode(PERSISTENT);
     }
-    let names = [&message.exchange, &message.routing_key].map(|name| ShortString::try_new(name.as_str()));
+    let names =
+        [&message.exchange, &message.routing_key].map(|name| ShortString::try_new(name.as_str()));
     let [Ok(exchange), Ok(routing_key)] = names else {
         return Err(Answer::Refused("a name is over 255 bytes".into()));
     };
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let options = BasicPublishOptions {
+        mandatory: true,
+        ..BasicPublishOptions::default()
+    };
     channel
         .basic_publish(exchange, routing_key, options, &message.body, properties)
         .await
@@ -188,7 +218,9 @@ fn judge(messages: &[Message], results: Vec<Result<Confirmation, Answer>>) -> Ve
                 returned.extend(message);
                 Answer::Refused("the broker could not take it (nack)".into())
             }
-            Ok(Confirmation::NotRequested) => Answer::Unknown("the broker sends no confirms".into()),
+            Ok(Confirmation::NotRequested) => {
+                Answer::Unknown("the broker sends no confirms".into())
+            }
             Err(answer) => answer,
         })
         .collect::<Vec<_>>();

@@ -62,7 +62,11 @@ impl Operations {
             let ledger = session.ledger_counts(id).await?;
             let mut waiting = BTreeMap::<String, BTreeMap<String, u64>>::new();
             for (status, code, rows) in session.waiting_counts(id).await? {
-                *waiting.entry(status.as_str().to_owned()).or_default().entry(code).or_default() += rows;
+                *waiting
+                    .entry(status.as_str().to_owned())
+                    .or_default()
+                    .entry(code)
+                    .or_default() += rows;
             }
             consumers.push(ConsumerStatus {
                 name: consumer.name.clone(),
@@ -73,7 +77,10 @@ impl Operations {
                     Some(live) => Some(hex::encode(live.plugin().digest())),
                     None => file_digest(&consumer.plugin),
                 },
-                ledger: ledger.into_iter().map(|(fate, rows)| (fate_name(fate).to_owned(), rows)).collect(),
+                ledger: ledger
+                    .into_iter()
+                    .map(|(fate, rows)| (fate_name(fate).to_owned(), rows))
+                    .collect(),
                 waiting,
             });
         }
@@ -83,7 +90,10 @@ impl Operations {
             broker: self.config.broker.kind.to_string(),
             daemon: !self.live.is_empty(),
             consumers,
-            outbox: OutboxStatus { rows: depth.rows, oldest_seconds: depth.oldest_seconds },
+            outbox: OutboxStatus {
+                rows: depth.rows,
+                oldest_seconds: depth.oldest_seconds,
+            },
             notes,
         })
     }
@@ -114,15 +124,29 @@ impl Operations {
         }
     }
 
-    async fn amqp_depths(&self, consumers: &[config::Consumer]) -> Result<Vec<Option<u64>>, String> {
-        let Some(address) = broker_address(&self.config) else { return Ok(Vec::new()) };
-        let connection = address.connect("hapax status").await.map_err(|error| error.to_string())?;
+    async fn amqp_depths(
+        &self,
+        consumers: &[config::Consumer],
+    ) -> Result<Vec<Option<u64>>, String> {
+        let Some(address) = broker_address(&self.config) else {
+            return Ok(Vec::new());
+        };
+        let connection = address
+            .connect("hapax status")
+            .await
+            .map_err(|error| error.to_string())?;
         // A missing queue closes its channel: each question gets one of its own.
         let depths = join_all(consumers.iter().map(async |consumer| {
             let channel = connection.create_channel().await.ok()?;
             let name = ShortString::try_new(consumer.queue.as_str()).ok()?;
-            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            let queue = channel.queue_declare(name, passive, FieldTable::default()).await.ok()?;
+            let passive = QueueDeclareOptions {
+                passive: true,
+                ..QueueDeclareOptions::default()
+            };
+            let queue = channel
+                .queue_declare(name, passive, FieldTable::default())
+                .await
+                .ok()?;
             Some(u64::from(queue.message_count()))
         }))
         .await;
@@ -143,5 +167,7 @@ fn fate_name(fate: Fate) -> &'static str {
 }
 
 fn file_digest(path: &Path) -> Option<String> {
-    std::fs::read(path).ok().map(|bytes| hex::encode(Sha256::digest(&bytes)))
+    std::fs::read(path)
+        .ok()
+        .map(|bytes| hex::encode(Sha256::digest(&bytes)))
 }

@@ -33,11 +33,17 @@ impl TryFrom<Wire> for Message {
     type Error = OperationError;
 
     fn try_from(wire: Wire) -> Result<Self, OperationError> {
-        let refused = |what: &str| OperationError::Refused(format!("a message's {what} cannot be read"));
-        let properties = STANDARD.decode(&wire.properties).map_err(|_| refused("properties"))?;
+        let refused =
+            |what: &str| OperationError::Refused(format!("a message's {what} cannot be read"));
+        let properties = STANDARD
+            .decode(&wire.properties)
+            .map_err(|_| refused("properties"))?;
         Ok(Message {
             properties: decode_properties(&properties).map_err(|_| refused("properties"))?,
-            body: STANDARD.decode(&wire.body).map_err(|_| refused("body"))?.into(),
+            body: STANDARD
+                .decode(&wire.body)
+                .map_err(|_| refused("body"))?
+                .into(),
             exchange: wire.exchange,
             routing_key: wire.routing_key,
         })

@@ -50,7 +50,12 @@ struct Line<'l> {
     #[serde(skip_serializing_if = "Option::is_none")]
     headers: Option<Map<String, Value>>,
     /// `null` is a body too: it is not the absence of one.
-    #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        borrow,
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     body: Option<&'l RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     body_text: Option<String>,
@@ -71,12 +76,18 @@ pub fn read_line(line: &str, queue: Option<&str>) -> Result<Message, BadLine> {
         (None, _, Some(queue)) => (String::new(), queue.to_owned()),
         (None, Some(routing_key), None) => (String::new(), routing_key),
         (None, None, None) => {
-            return Err(BadLine("no destination: name a `routing_key`, or give --queue".into()));
+            return Err(BadLine(
+                "no destination: name a `routing_key`, or give --queue".into(),
+            ));
         }
     };
     for (name, text) in [("exchange", &exchange), ("routing_key", &routing_key)] {
-        ShortString::try_new(text.as_str())
-            .map_err(|_| BadLine(format!("`{name}` has {} bytes; AMQP allows 255", text.len())))?;
+        ShortString::try_new(text.as_str()).map_err(|_| {
+            BadLine(format!(
+                "`{name}` has {} bytes; AMQP allows 255",
+                text.len()
+            ))
+        })?;
     }
     let mut properties = read_properties(&line.properties)?;
     if let Some(written) = &line.headers {
@@ -85,15 +96,26 @@ pub fn read_line(line: &str, queue: Option<&str>) -> Result<Message, BadLine> {
     let body = match (line.body, line.body_text, line.body_base64) {
         (Some(json), None, None) => json.get().as_bytes().to_vec(),
         (None, Some(text), None) => text.into_bytes(),
-        (None, None, Some(text)) => {
-            STANDARD.decode(text).map_err(|_| BadLine("`body_base64` is not base64".into()))?
-        }
+        (None, None, Some(text)) => STANDARD
+            .decode(text)
+            .map_err(|_| BadLine("`body_base64` is not base64".into()))?,
         (None, None, None) => {
-            return Err(BadLine("no body: give `body`, `body_text` or `body_base64`".into()));
+            return Err(BadLine(
+                "no body: give `body`, `body_text` or `body_base64`".into(),
+            ));
         }
-        _ => return Err(BadLine("more than one of `body`, `body_text` and `body_base64`".into())),
+        _ => {
+            return Err(BadLine(
+                "more than one of `body`, `body_text` and `body_base64`".into(),
+            ));
+        }
     };
-    Ok(Message { exchange, routing_key, properties, body: body.into() })
+    Ok(Message {
+        exchange,
+        routing_key,
+        properties,
+        body: body.into(),
+    })
 }
 
 /// Serde's message without its line, which is always the first.
@@ -128,17 +150,25 @@ fn read_property(
         }
         "priority" => {
             let level = value.as_u64().and_then(|level| u8::try_from(level).ok());
-            return Ok(properties.with_priority(level.ok_or_else(|| number("a number from 0 to 255"))?));
+            return Ok(
+                properties.with_priority(level.ok_or_else(|| number("a number from 0 to 255"))?)
+            );
         }
         "timestamp" => {
-            let seconds = value.as_u64().ok_or_else(|| number("whole seconds since 1970"))?;
+            let seconds = value
+                .as_u64()
+                .ok_or_else(|| number("whole seconds since 1970"))?;
             return Ok(properties.with_timestamp(seconds));
         }
         _ => {}
     }
     if !TEXTS.contains(&name) {
-        let known = TEXTS.iter().chain(&["delivery_mode", "priority", "timestamp"]);
-        let near = known.clone().find(|known| strsim::damerau_levenshtein(known, name) <= 2);
+        let known = TEXTS
+            .iter()
+            .chain(&["delivery_mode", "priority", "timestamp"]);
+        let near = known
+            .clone()
+            .find(|known| strsim::damerau_levenshtein(known, name) <= 2);
         return Err(BadLine(match near {
             Some(near) => format!("there is no property `{name}`; did you mean `{near}`?"),
             None => {
@@ -212,9 +242,15 @@ mod tests {
 
     #[test]
     fn a_body_is_sent_as_the_very_text_of_the_line() {
-        let message = read_line(r#"{"body": {"b": 1.50,  "a": 12345678901234567890123}}"#, Some("q"))
-            .expect("good");
-        assert_eq!(message.body.as_ref(), br#"{"b": 1.50,  "a": 12345678901234567890123}"#);
+        let message = read_line(
+            r#"{"body": {"b": 1.50,  "a": 12345678901234567890123}}"#,
+            Some("q"),
+        )
+        .expect("good");
+        assert_eq!(
+            message.body.as_ref(),
+            br#"{"b": 1.50,  "a": 12345678901234567890123}"#
+        );
         let null = read_line(r#"{"body": null}"#, Some("q")).expect("good");
         assert_eq!(null.body.as_ref(), b"null");
     }
@@ -238,8 +274,12 @@ mod tests {
         let key = r#"{"routing_key": "r", "body": 1}"#;
         assert_eq!(to(key, Some("q")), (String::new(), "q".into()));
         assert_eq!(to(key, None), (String::new(), "r".into()));
-        assert_eq!(read_line(r#"{"body": 1}"#, None).map_err(|error| error.to_string()).unwrap_err(),
-            "no destination: name a `routing_key`, or give --queue");
+        assert_eq!(
+            read_line(r#"{"body": 1}"#, None)
+                .map_err(|error| error.to_string())
+                .unwrap_err(),
+            "no destination: name a `routing_key`, or give --queue"
+        );
     }
 
     #[test]
@@ -261,14 +301,25 @@ mod tests {
             .with_priority(9)
             .with_timestamp(1_700_000_000)
             .with_headers(message.headers().expect("headers").clone());
-        assert_eq!(encode_properties(&message.properties), encode_properties(&properties));
+        assert_eq!(
+            encode_properties(&message.properties),
+            encode_properties(&properties)
+        );
         let expected: Value = serde_json::from_str(line).expect("JSON");
         assert_eq!(write_message(&message), expected);
     }
 
     #[test]
     fn what_is_written_reads_back_as_the_same_message() {
-        for body in [&b"{\"a\":1}"[..], b"{ \"a\": 1 }", b"plain", b"\xff\xfe", b"", b"null", b"\"\0\""] {
+        for body in [
+            &b"{\"a\":1}"[..],
+            b"{ \"a\": 1 }",
+            b"plain",
+            b"\xff\xfe",
+            b"",
+            b"null",
+            b"\"\0\"",
+        ] {
             let message = Message {
                 exchange: "e".into(),
                 routing_key: "r".into(),
@@ -284,12 +335,23 @@ mod tests {
     fn a_bad_line_says_what_is_wrong_with_it() {
         assert!(problem("{").contains("(column 1)"), "{}", problem("{"));
         assert!(problem(r#"{"body": 1, "bdy": 2}"#).contains("unknown field `bdy`"));
-        assert!(problem(r#"{"properties": {"mesage_id": "m"}, "body": 1}"#).contains("did you mean `message_id`"));
+        assert!(
+            problem(r#"{"properties": {"mesage_id": "m"}, "body": 1}"#)
+                .contains("did you mean `message_id`")
+        );
         assert!(problem(r#"{"properties": {"priority": 256}, "body": 1}"#).contains("0 to 255"));
-        assert!(problem(r#"{"headers": {"n": 99999999999999999999}, "body": 1}"#).contains("64 bits"));
+        assert!(
+            problem(r#"{"headers": {"n": 99999999999999999999}, "body": 1}"#).contains("64 bits")
+        );
         assert!(problem("{}").contains("no body"));
         assert!(problem(r#"{"body": 1, "body_text": "a"}"#).contains("more than one"));
         assert!(problem(r#"{"body_base64": "%"}"#).contains("not base64"));
-        assert!(problem(&format!(r#"{{"exchange": "{}", "body": 1}}"#, "x".repeat(256))).contains("255"));
+        assert!(
+            problem(&format!(
+                r#"{{"exchange": "{}", "body": 1}}"#,
+                "x".repeat(256)
+            ))
+            .contains("255")
+        );
     }
 }

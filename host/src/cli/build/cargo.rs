@@ -24,18 +24,29 @@ pub struct Crate {
 /// Asks cargo what is in a directory.
 pub fn find_crate(dir: &Path) -> Result<Crate, BuildError> {
     let missing = || BuildError::NoCrate(dir.to_owned());
-    let manifest = dir.join("Cargo.toml").canonicalize().map_err(|_| missing())?;
+    let manifest = dir
+        .join("Cargo.toml")
+        .canonicalize()
+        .map_err(|_| missing())?;
     let mut command = program("cargo", dir);
     command
-        .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
+        .args([
+            "metadata",
+            "--no-deps",
+            "--format-version",
+            "1",
+            "--manifest-path",
+        ])
         .arg(&manifest)
         .stderr(Stdio::piped());
     let output = command.output().map_err(|error| not_run("cargo", error))?;
     if !output.status.success() {
-        return Err(BuildError::Failed { output: text(&output.stderr) });
+        return Err(BuildError::Failed {
+            output: text(&output.stderr),
+        });
     }
-    let metadata: Value =
-        serde_json::from_slice(&output.stdout).map_err(|error| BuildError::Answer(error.to_string()))?;
+    let metadata: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|error| BuildError::Answer(error.to_string()))?;
     read_metadata(&metadata, &manifest, dir)
 }
 
@@ -44,19 +55,32 @@ fn read_metadata(metadata: &Value, manifest: &Path, dir: &Path) -> Result<Crate,
         let path = metadata[name].as_str().map(PathBuf::from);
         path.ok_or_else(|| BuildError::Answer(format!("it has no {name}")))
     };
-    let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let packages = metadata["packages"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let package = packages
         .iter()
-        .find(|package| package["manifest_path"].as_str().is_some_and(|path| Path::new(path) == manifest))
+        .find(|package| {
+            package["manifest_path"]
+                .as_str()
+                .is_some_and(|path| Path::new(path) == manifest)
+        })
         .ok_or_else(|| BuildError::OnlyWorkspace(dir.to_owned()))?;
     let name = package["name"].as_str().unwrap_or_default().to_owned();
-    let targets = package["targets"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let targets = package["targets"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     if !targets.iter().any(is_component) {
         return Err(BuildError::NoLibrary(name));
     }
-    let workspace = std::fs::read_to_string(path("workspace_root")?.join("Cargo.toml")).unwrap_or_default();
+    let workspace =
+        std::fs::read_to_string(path("workspace_root")?.join("Cargo.toml")).unwrap_or_default();
     let profiles = workspace.parse::<toml::Table>().ok();
-    let defined = profiles.and_then(|file| file.get("profile")?.get(PROFILE).cloned()).is_some();
+    let defined = profiles
+        .and_then(|file| file.get("profile")?.get(PROFILE).cloned())
+        .is_some();
     Ok(Crate {
         name,
         target_directory: path("target_directory")?,
@@ -67,7 +91,10 @@ fn read_metadata(metadata: &Value, manifest: &Path, dir: &Path) -> Result<Crate,
 
 /// Whether a target of cargo's metadata, or of one of its messages, is a library that becomes a component.
 fn is_component(target: &Value) -> bool {
-    let kinds = target["crate_types"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let kinds = target["crate_types"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     kinds.iter().any(|kind| kind == "cdylib")
 }
 
@@ -86,11 +113,18 @@ pub fn add_target(dir: &Path, noise: Noise) -> Result<(), BuildError> {
     let output = match run(command, noise) {
         Ok(output) => output,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BuildError::NoRustup),
-        Err(error) => return Err(BuildError::Program { program: "rustup", error }),
+        Err(error) => {
+            return Err(BuildError::Program {
+                program: "rustup",
+                error,
+            });
+        }
     };
     match output.status.success() {
         true => Ok(()),
-        false => Err(BuildError::NoTarget { output: text(&output.stderr) }),
+        false => Err(BuildError::NoTarget {
+            output: text(&output.stderr),
+        }),
     }
 }
 
@@ -99,12 +133,25 @@ pub fn build(found: &Crate, noise: Noise) -> Result<PathBuf, BuildError> {
     let dir = found.manifest.parent().unwrap_or(Path::new("."));
     let mut command = program("cargo", dir);
     command
-        .args(["build", "--lib", "--message-format", "json-render-diagnostics"])
-        .args(["--target", WASM_TARGET, "--profile", found.profile, "--manifest-path"])
+        .args([
+            "build",
+            "--lib",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
+        .args([
+            "--target",
+            WASM_TARGET,
+            "--profile",
+            found.profile,
+            "--manifest-path",
+        ])
         .arg(&found.manifest);
     let output = run(command, noise).map_err(|error| not_run("cargo", error))?;
     if !output.status.success() {
-        return Err(BuildError::Failed { output: text(&output.stderr) });
+        return Err(BuildError::Failed {
+            output: text(&output.stderr),
+        });
     }
     component(&output.stdout, &found.manifest)
         .ok_or_else(|| BuildError::Answer("it names no component".to_owned()))
@@ -117,10 +164,14 @@ fn component(messages: &[u8], manifest: &Path) -> Option<PathBuf> {
         .filter_map(|line| serde_json::from_slice::<Value>(line).ok());
     let ours = messages.filter(|message| {
         message["reason"] == "compiler-artifact"
-            && message["manifest_path"].as_str().is_some_and(|path| Path::new(path) == manifest)
+            && message["manifest_path"]
+                .as_str()
+                .is_some_and(|path| Path::new(path) == manifest)
             && is_component(&message["target"])
     });
-    let files = ours.filter_map(|message| message["filenames"].as_array().cloned()).flatten();
+    let files = ours
+        .filter_map(|message| message["filenames"].as_array().cloned())
+        .flatten();
     files
         .filter_map(|file| file.as_str().map(PathBuf::from))
         .find(|file| file.extension() == Some(OsStr::new("wasm")))
@@ -173,26 +224,41 @@ mod tests {
     }
 
     fn read(crate_types: &[&str], manifest: &str) -> Result<Crate, BuildError> {
-        read_metadata(&metadata(crate_types), Path::new(manifest), Path::new("points"))
+        read_metadata(
+            &metadata(crate_types),
+            Path::new(manifest),
+            Path::new("points"),
+        )
     }
 
     #[test]
     fn a_crate_is_found_by_its_manifest_and_built_for_release_without_a_profile() {
-        let found = read(&["cdylib", "rlib"], "/nowhere/points/Cargo.toml").unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!((found.name.as_str(), found.profile), ("my-points", "release"));
+        let found = read(&["cdylib", "rlib"], "/nowhere/points/Cargo.toml")
+            .unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(
+            (found.name.as_str(), found.profile),
+            ("my-points", "release")
+        );
         assert_eq!(found.target_directory, Path::new("/nowhere/target"));
     }
 
     #[test]
     fn a_crate_that_is_no_cdylib_is_told_what_to_add() {
-        let error = read(&["rlib"], "/nowhere/points/Cargo.toml").err().expect("no component");
-        assert!(error.to_string().contains("crate-type = [\"cdylib\"]"), "{error}");
+        let error = read(&["rlib"], "/nowhere/points/Cargo.toml")
+            .err()
+            .expect("no component");
+        assert!(
+            error.to_string().contains("crate-type = [\"cdylib\"]"),
+            "{error}"
+        );
         assert_eq!(error.exit_code(), 64);
     }
 
     #[test]
     fn a_workspace_is_no_crate() {
-        let error = read(&["cdylib"], "/nowhere/Cargo.toml").err().expect("no crate");
+        let error = read(&["cdylib"], "/nowhere/Cargo.toml")
+            .err()
+            .expect("no crate");
         assert!(matches!(error, BuildError::OnlyWorkspace(_)), "{error}");
     }
 

@@ -60,14 +60,20 @@ impl PluginReport {
         Self {
             digest: hex::encode(plugin.digest()),
             size_bytes: plugin.size_bytes(),
-            imports: plugin.imports().iter().map(|import| import.name.clone()).collect(),
+            imports: plugin
+                .imports()
+                .iter()
+                .map(|import| import.name.clone())
+                .collect(),
         }
     }
 }
 
 impl ConsumerReport {
     pub fn new(consumer: &Consumer, plugin: Option<PluginReport>) -> Self {
-        let texts = |sources: &[crate::config::KeySource]| sources.iter().map(ToString::to_string).collect();
+        let texts = |sources: &[crate::config::KeySource]| {
+            sources.iter().map(ToString::to_string).collect()
+        };
         let targets = consumer.targets.iter().map(|(name, target)| {
             let exchange = match target.exchange.as_str() {
                 "" => "the default exchange".to_owned(),
@@ -107,7 +113,10 @@ impl ConsumerReport {
 
 fn duration_text(seconds: u64) -> String {
     let units = [(86_400, "d"), (3_600, "h"), (60, "m")];
-    match units.into_iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit)) {
+    match units
+        .into_iter()
+        .find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit))
+    {
         Some((unit, name)) => format!("{}{name}", seconds / unit),
         None => format!("{seconds}s"),
     }
@@ -138,13 +147,21 @@ impl Report {
         line(&mut text, "configuration", &self.configuration);
         line(&mut text, "store", &self.store);
         line(&mut text, "broker", &self.broker);
-        line(&mut text, "health", &self.health.clone().unwrap_or_else(off));
+        line(
+            &mut text,
+            "health",
+            &self.health.clone().unwrap_or_else(off),
+        );
         line(&mut text, "admin", &self.admin.clone().unwrap_or_else(off));
         let bound = match self.max_connections {
             Some(max) => format!("store.max-connections is {max}"),
             None => "store.max-connections is not set".to_owned(),
         };
-        line(&mut text, "lanes", &format!("{} connections to the store; {bound}", self.lanes));
+        line(
+            &mut text,
+            "lanes",
+            &format!("{} connections to the store; {bound}", self.lanes),
+        );
         for consumer in &self.consumers {
             consumer.render(&mut text);
         }
@@ -164,7 +181,11 @@ impl Report {
     pub fn render_problems(&self) -> String {
         let mut text = String::new();
         for warning in &self.warnings {
-            let _ = writeln!(text, "{WARNING}warning{WARNING:#}: {}", output::clean_lines(warning));
+            let _ = writeln!(
+                text,
+                "{WARNING}warning{WARNING:#}: {}",
+                output::clean_lines(warning)
+            );
         }
         for problem in &self.problems {
             let _ = writeln!(text, "{BAD}error{BAD:#}: {}", output::clean_lines(problem));
@@ -181,23 +202,55 @@ impl ConsumerReport {
             Some(plugin) => {
                 let digest = plugin.digest.get(..DIGEST_DIGITS).unwrap_or(&plugin.digest);
                 let size = plugin.size_bytes.div_ceil(1024);
-                line(text, "  plugin", &format!("{} ({digest}, {size} KiB)", self.plugin_path));
-                let (own, wasi): (Vec<_>, Vec<_>) =
-                    plugin.imports.iter().partition(|import| import.starts_with("hapax:"));
+                line(
+                    text,
+                    "  plugin",
+                    &format!("{} ({digest}, {size} KiB)", self.plugin_path),
+                );
+                let (own, wasi): (Vec<_>, Vec<_>) = plugin
+                    .imports
+                    .iter()
+                    .partition(|import| import.starts_with("hapax:"));
                 let own = own.iter().map(|import| import.as_str()).collect::<Vec<_>>();
-                line(text, "  imports", &format!("{}; {} of WASI", listed(&own), wasi.len()));
+                line(
+                    text,
+                    "  imports",
+                    &format!("{}; {} of WASI", listed(&own), wasi.len()),
+                );
             }
-            None => line(text, "  plugin", &format!("{} (cannot be loaded)", self.plugin_path)),
+            None => line(
+                text,
+                "  plugin",
+                &format!("{} (cannot be loaded)", self.plugin_path),
+            ),
         }
-        line(text, "  key", &if self.key.is_empty() { "off".to_owned() } else { self.key.join(" + ") });
+        line(
+            text,
+            "  key",
+            &if self.key.is_empty() {
+                "off".to_owned()
+            } else {
+                self.key.join(" + ")
+            },
+        );
         if self.partition != self.key && !self.partition.is_empty() {
             line(text, "  partition", &self.partition.join(" + "));
         }
         line(text, "  fingerprint", &self.fingerprint);
-        line(text, "  tables", &format!("writes {}; reads {}", listed(&self.writes), listed(&self.reads)));
+        line(
+            text,
+            "  tables",
+            &format!(
+                "writes {}; reads {}",
+                listed(&self.writes),
+                listed(&self.reads)
+            ),
+        );
         match self.targets.as_slice() {
             [] => line(text, "  targets", "none"),
-            targets => targets.iter().for_each(|target| line(text, "  target", target)),
+            targets => targets
+                .iter()
+                .for_each(|target| line(text, "  target", target)),
         }
         line(
             text,
@@ -213,7 +266,11 @@ impl ConsumerReport {
 fn listed<T: AsRef<str>>(names: &[T]) -> String {
     match names {
         [] => "none".to_owned(),
-        names => names.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", "),
+        names => names
+            .iter()
+            .map(AsRef::as_ref)
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }
 
@@ -250,7 +307,9 @@ mod tests {
         let config = config::parse(Path::new("/etc/hapax/hapax.toml"), text, &Machine)
             .unwrap_or_else(|problems| panic!("{}", problems.render(false)));
         let mut report = Report::new(&config);
-        report.consumers.push(ConsumerReport::new(&config.consumers[0], plugin));
+        report
+            .consumers
+            .push(ConsumerReport::new(&config.consumers[0], plugin));
         report
     }
 
@@ -263,7 +322,10 @@ mod tests {
         let report = report(Some(PluginReport {
             digest: "3f2a91c0b2d4e5f6".repeat(4),
             size_bytes: 114_000,
-            imports: vec!["hapax:plugin/sql@0.1.0".into(), "wasi:io/streams@0.2.6".into()],
+            imports: vec![
+                "hapax:plugin/sql@0.1.0".into(),
+                "wasi:io/streams@0.2.6".into(),
+            ],
         }));
         expect![[""]].assert_eq(&plain(&report.render()));
     }
