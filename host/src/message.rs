@@ -93,4 +93,4 @@ pub fn decode_properties(encoded: &[u8]) -> Result<BasicProperties, InvalidPrope
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,6 +7,7 @@
 //! Times are the database's: a caller passes durations, the dialect adds them to its own clock.
 
 mod error;
+mod stored;
 mod value;
 
 pub mod migrate;
@@ -241,6 +242,18 @@ pub enum Expect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HostId(pub i32);
 
+/// The lane of rows that [`Session::outbox_take`] took: no lane of this host has written them.
+pub const TAKEN_LANE: i16 = -1;
+
+/// How long the database lets a session work and wait.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// For one statement; zero is no limit.
+    pub statement_timeout: Duration,
+    /// For a row or a key that another transaction holds; zero waits as long as the statement may.
+    pub lock_timeout: Duration,
+}
+
 /// A database.
 #[async_trait]
 pub trait Store: Send + Sync {
@@ -346,8 +359,9 @@ pub trait Session: Send {
     async fn finish(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError>;
 
     /// Inserts or replaces the row of a key outside any claim: records that a redelivered message starts
-    /// (`Fate::Started`, attempts = starts so far) and returns the entry as it is afterwards. A row with
-    /// another fate than `Started` is left alone and returned.
+    /// (`Fate::Started`, attempts = starts so far: the table counts them, `claim.attempts` is not read)
+    /// and returns the entry as it is afterwards. A row with another fate than `Started` is left alone
+    /// and returned. A transaction of its own.
     async fn record_start(
         &mut self,
         rule: ClaimRule<'_>,
@@ -443,7 +457,9 @@ pub trait Session: Send {
     ) -> Result<Vec<i64>, StoreError>;
 
     /// Takes up to `limit` rows that are due, or whose host is gone, oldest first, with SKIP LOCKED, and
-    /// makes them this host's. A transaction of its own.
+    /// makes them this host's, lane [`TAKEN_LANE`]. A row whose ordering key has an older row is taken
+    /// only together with that one. A transaction of its own; when it is in doubt, `outbox_recover` with
+    /// [`TAKEN_LANE`] finds what it took.
     async fn outbox_take(&mut self, host: HostId, limit: u32) -> Result<Vec<OutboxRecord>, StoreError>;
 
     /// Rows of `host` and `lane` that are not due later and not in `known`: what a COMMIT in doubt left.

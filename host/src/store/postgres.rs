@@ -1,0 +1,225 @@
+//! The Postgres dialect: how to connect, and the settings that every session needs.
+//!
+//! A session is one raw connection. Its settings are forced when it opens, so that neither the role nor the
+//! database can weaken the promise. It deliberately does not pool or reconnect: a session whose connection
+//! is lost stays lost, and the caller decides when to open another one.
+
+mod consumers;
+mod decode;
+mod encode;
+mod errors;
+mod guest;
+mod ledger;
+mod numeric;
+mod outbox;
+mod session;
+mod state;
+mod waiting;
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sha2::{Digest, Sha256};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
+
+use self::errors::Refusal;
+use self::session::PostgresSession;
+use super::{Dialect, Session, SessionOptions, Store, StoreError, Traits, migrate};
+
+/// A Postgres database, and the schema of the tables in it.
+pub struct PostgresStore {
+    connect: PgConnectOptions,
+    schema: Arc<str>,
+    options: SessionOptions,
+}
+
+/// The number of the advisory lock that hosts migrate under. A random number, the same in every version.
+const MIGRATE_LOCK: i64 = 0x6861_7061_785f_6d31;
+
+/// The first server with `pg_current_xact_id`, and with it the proof that `finish` needs.
+const OLDEST_SERVER: u32 = 130_000;
+
+/// The first server that notices a client's death while a statement runs.
+const SERVER_WITH_CONNECTION_CHECK: u32 = 140_000;
+
+impl PostgresStore {
+    /// Reads the URL; connects only when a session is opened. `schema` was validated by the
+    /// configuration: it is a plain lower case name.
+    pub fn new(url: &str, schema: &str, options: SessionOptions) -> Result<Self, StoreError> {
+        let connect = PgConnectOptions::from_str(url)
+            .map_err(|error| StoreError::Unusable(format!("the URL of the store: {error}")))?
+            .statement_cache_capacity(256)
+            .disable_statement_logging();
+        Ok(Self { connect, schema: schema.into(), options })
+    }
+
+    /// The first number of this schema's advisory locks, so that two schemas in one database do not
+    /// take each other's hosts for their own.
+    fn lock_class(&self) -> i32 {
+        let digest = Sha256::digest(format!("hapax hosts of {}", self.schema));
+        i32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
+    }
+
+    async fn connect(&self, name: &str) -> Result<PgConnection, StoreError> {
+        let options = self.connect.clone().application_name(name);
+        let mut connection = PgConnection::connect_with(&options).await.map_err(unreachable)?;
+        let version = connection.server_version_num().unwrap_or(0);
+        if version < OLDEST_SERVER {
+            return Err(StoreError::Unusable(format!(
+                "the server is Postgres {}, and hapax needs 13 or newer",
+                version / 10_000
+            )));
+        }
+        connection.execute(AssertSqlSafe(self.settings())).await.map_err(unreachable)?;
+        if version >= SERVER_WITH_CONNECTION_CHECK {
+            // Some platforms have no way to look at the socket and refuse the setting; `warnings` tells.
+            let _ = connection.execute("SET client_connection_check_interval = '1s'").await;
+        }
+        Ok(connection)
+    }
+
+    /// One round trip that makes a fresh session ours.
+    fn settings(&self) -> String {
+        let statement_ms = self.options.statement_timeout.as_millis().min(i32::MAX as u128);
+        let lock_ms = self.options.lock_timeout.as_millis().min(i32::MAX as u128);
+        // A host that hangs with its transaction open must not hold its claims for hours. Between two
+        // statements lies at most the run of the messages between them, which the wall limit bounds.
+        let idle_ms = (statement_ms + 60_000).min(i32::MAX as u128);
+        format!(
+            "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
+             WHERE pg_catalog.current_setting('synchronous_commit') <> 'remote_apply';\n\
+             SET default_transaction_isolation = 'read committed';\n\
+             SET default_transaction_deferrable = off;\n\
+             SET statement_timeout = {statement_ms};\n\
+             SET lock_timeout = {lock_ms};\n\
+             SET idle_in_transaction_session_timeout = {idle_ms};\n\
+             SET tcp_keepalives_idle = 10;\n\
+             SET tcp_keepalives_interval = 5;\n\
+             SET tcp_keepalives_count = 3;\n\
+             SET standard_conforming_strings = on;\n\
+             SET TimeZone = 'UTC';\n\
+             SET jit = off;\n\
+             SET search_path = \"{}\", public;",
+            self.schema
+        )
+    }
+
+    /// The number of the schema in the database; 0 without tables.
+    async fn schema_number(&self, connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+        let there: bool =
+            sqlx::query("SELECT pg_catalog.to_regclass(pg_catalog.format('%I.hapax_meta', $1::text)) IS NOT NULL")
+                .bind(&*self.schema)
+                .fetch_one(&mut *connection)
+                .await?
+                .try_get(0)?;
+        if !there {
+            return Ok(0);
+        }
+        let text = format!("SELECT value::bigint FROM \"{}\".hapax_meta WHERE name = $1", self.schema);
+        let row =
+            sqlx::query(AssertSqlSafe(text)).bind(migrate::SCHEMA).fetch_optional(connection).await?;
+        row.map_or(Ok(0), |row| row.try_get(0))
+    }
+
+    /// Applies the pending migrations in one transaction.
+    async fn apply(&self, connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+        // A migration may take longer than a statement of the pipeline, and so may the wait for another
+        // host's.
+        let begin = format!(
+            "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; \
+             SELECT pg_catalog.pg_advisory_xact_lock({MIGRATE_LOCK});"
+        );
+        connection.execute(AssertSqlSafe(begin)).await.map_err(own)?;
+        let schema = self.schema_number(connection).await.map_err(own)?;
+        let pending = migrate::pending(schema)?;
+        if pending.is_empty() {
+            connection.execute("ROLLBACK").await.map_err(own)?;
+            return Ok(pending);
+        }
+        let script = migrate::enter_schema(&self.schema) + &migrate::script(Dialect::Postgres, schema);
+        connection.execute(AssertSqlSafe(script)).await.map_err(own)?;
+        connection.execute("COMMIT").await.map_err(own)?;
+        Ok(pending)
+    }
+}
+
+/// Whatever keeps a session from being opened is the world's: passwords rotate and servers fail over
+/// while hosts run.
+fn unreachable(error: sqlx::Error) -> StoreError {
+    StoreError::Unavailable(format!("cannot open a session of Postgres: {error}"))
+}
+
+fn own(error: sqlx::Error) -> StoreError {
+    Refusal::of(error).own()
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    fn traits(&self) -> Traits {
+        Traits {
+            dialect: Dialect::Postgres,
+            error_kills_transaction: true,
+            single_writer: false,
+            max_savepoints: 64,
+            max_parameters: 65_535,
+        }
+    }
+
+    async fn session(&self, name: &str) -> Result<Box<dyn Session>, StoreError> {
+        let connection = self.connect(name).await?;
+        Ok(Box::new(PostgresSession::new(connection, Arc::clone(&self.schema), self.lock_class())))
+    }
+
+    async fn pending_migrations(&self) -> Result<Vec<String>, StoreError> {
+        let mut connection = self.connect("hapax migrate").await?;
+        let schema = self.schema_number(&mut connection).await.map_err(own)?;
+        migrate::pending(schema)
+    }
+
+    async fn migrate(&self) -> Result<Vec<String>, StoreError> {
+        let mut connection = self.connect("hapax migrate").await?;
+        self.apply(&mut connection).await
+    }
+
+    async fn warnings(&self) -> Result<Vec<String>, StoreError> {
+        let mut connection = self.connect("hapax check").await?;
+        let rows = sqlx::query(
+            "SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN \
+             ('fsync', 'full_page_writes', 'synchronous_commit', 'client_connection_check_interval')",
+        )
+        .fetch_all(&mut connection)
+        .await
+        .map_err(own)?;
+        let mut warnings = Vec::new();
+        let mut looks_at_clients = false;
+        for row in rows {
+            let name: String = row.try_get(0).map_err(own)?;
+            let setting: String = row.try_get(1).map_err(own)?;
+            match (name.as_str(), setting.as_str()) {
+                ("fsync", "off") => warnings.push(
+                    "fsync is off: a crash of the server can lose commits that were acknowledged".to_owned(),
+                ),
+                ("full_page_writes", "off") => warnings.push(
+                    "full_page_writes is off: a crash of the server can corrupt the tables".to_owned(),
+                ),
+                ("synchronous_commit", setting) if setting != "on" && setting != "remote_apply" => warnings
+                    .push(format!(
+                        "synchronous_commit stays {setting} although the session sets it to on: \
+                         a crash of the server can lose commits that were acknowledged"
+                    )),
+                ("client_connection_check_interval", setting) => looks_at_clients = setting != "0",
+                _ => {}
+            }
+        }
+        if !looks_at_clients {
+            warnings.push(
+                "the server does not notice the death of a client while a statement runs (Postgres 14 does): \
+                 claims of a killed host can stay locked until the statement ends"
+                    .to_owned(),
+            );
+        }
+        Ok(warnings)
+    }
+}

@@ -1,0 +1,251 @@
+//! The statements of `hapax_ledger`.
+//!
+//! `claim` writes the final fate at once, so that `finish` has nothing to rewrite: it counts the rows whose
+//! `xmin` is this very transaction. That holds because claims, takes and settlements are made before or
+//! outside any savepoint; a row written under one carries the number of the subtransaction instead.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::session::{PgQuery, PostgresSession, column};
+use crate::store::stored::{broken, timestamp_seconds};
+use crate::store::{Claim, ClaimRule, ConsumerId, Entry, Fate, Settlement, StoreError, stored};
+
+/// Seconds for `interval '1 second'`.
+pub(super) fn seconds(duration: Duration) -> f64 {
+    stored::micros(duration) as f64 / 1e6
+}
+
+impl PostgresSession {
+    pub(super) async fn ledger_claim(
+        &mut self,
+        rule: ClaimRule<'_>,
+        claims: &[Claim<'_>],
+    ) -> Result<Vec<bool>, StoreError> {
+        let keys: Vec<&[u8]> = claims.iter().map(|claim| claim.key).collect();
+        let fingerprints: Vec<&[u8]> = claims.iter().map(|claim| claim.fingerprint).collect();
+        let attempts: Vec<i32> = claims.iter().map(|claim| claim.attempts).collect();
+        let times: Vec<Option<i64>> =
+            claims.iter().map(|claim| timestamp_seconds(claim.timestamp_seconds)).collect();
+        let insert = self
+            .statement(
+                "INSERT INTO @hapax_ledger (consumer, key, fate, attempts, fingerprint, plugin, expires_at) \
+                 SELECT $1, c.key, 1, c.attempts, c.fingerprint, $2, \
+                 greatest(now(), to_timestamp(c.at)) + $3::float8 * interval '1 second' \
+                 FROM unnest($4::bytea[], $5::bytea[], $6::int[], $7::bigint[]) \
+                 AS c (key, fingerprint, attempts, at) \
+                 ON CONFLICT DO NOTHING RETURNING key",
+            )
+            .bind(rule.consumer.0)
+            .bind(rule.plugin)
+            .bind(rule.retention.map(seconds))
+            .bind(&keys)
+            .bind(fingerprints)
+            .bind(attempts)
+            .bind(times);
+        let rows = self.rows(insert).await?;
+        if rows.len() == claims.len() {
+            return Ok(vec![true; claims.len()]);
+        }
+        let new = rows.iter().map(|row| column(row, 0)).collect::<Result<HashSet<&[u8]>, _>>()?;
+        Ok(keys.iter().map(|key| new.contains(key)).collect())
+    }
+
+    pub(super) async fn ledger_entries(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Entry>>, StoreError> {
+        let select = self
+            .statement(
+                "SELECT key, fate, fingerprint, attempts FROM @hapax_ledger \
+                 WHERE consumer = $1 AND key = ANY($2::bytea[])",
+            )
+            .bind(consumer.0)
+            .bind(keys);
+        let mut found = HashMap::new();
+        for row in self.rows(select).await? {
+            let number: i16 = column(&row, 1)?;
+            let entry = Entry {
+                key: column(&row, 0)?,
+                fate: Fate::from_number(number).ok_or_else(|| broken("fate", number))?,
+                fingerprint: column(&row, 2)?,
+                attempts: column(&row, 3)?,
+            };
+            found.insert(entry.key.clone(), entry);
+        }
+        Ok(keys.iter().map(|key| found.get(*key).cloned()).collect())
+    }
+
+    pub(super) async fn ledger_take(
+        &mut self,
+        rule: ClaimRule<'_>,
+        claim: Claim<'_>,
+        from: Fate,
+    ) -> Result<bool, StoreError> {
+        let update = self
+            .statement(
+                "UPDATE @hapax_ledger SET fate = 1, attempts = $4, fingerprint = $5, plugin = $6, \
+                 expires_at = greatest(now(), to_timestamp($7::bigint)) + $8::float8 * interval '1 second' \
+                 WHERE consumer = $1 AND key = $2 AND fate = $3",
+            )
+            .bind(rule.consumer.0)
+            .bind(claim.key)
+            .bind(from as i16)
+            .bind(claim.attempts)
+            .bind(claim.fingerprint)
+            .bind(rule.plugin)
+            .bind(timestamp_seconds(claim.timestamp_seconds))
+            .bind(rule.retention.map(seconds));
+        Ok(self.touch(update).await? == 1)
+    }
+
+    pub(super) async fn ledger_settle(
+        &mut self,
+        consumer: ConsumerId,
+        settlements: &[Settlement<'_>],
+    ) -> Result<u64, StoreError> {
+        let keys: Vec<&[u8]> = settlements.iter().map(|settlement| settlement.key).collect();
+        let fates: Vec<i16> = settlements.iter().map(|settlement| settlement.fate as i16).collect();
+        let attempts: Vec<i32> = settlements.iter().map(|settlement| settlement.attempts).collect();
+        let update = self
+            .statement(
+                "UPDATE @hapax_ledger l SET fate = s.fate, attempts = s.attempts \
+                 FROM unnest($2::bytea[], $3::smallint[], $4::int[]) AS s (key, fate, attempts) \
+                 WHERE l.consumer = $1 AND l.key = s.key AND l.xmin = pg_current_xact_id()::xid",
+            )
+            .bind(consumer.0)
+            .bind(keys)
+            .bind(fates)
+            .bind(attempts);
+        self.touch(update).await
+    }
+
+    pub(super) async fn ledger_finish(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<u64, StoreError> {
+        let select = self
+            .statement(
+                "SELECT count(*) FROM @hapax_ledger \
+                 WHERE consumer = $1 AND key = ANY($2::bytea[]) AND xmin = pg_current_xact_id()::xid",
+            )
+            .bind(consumer.0)
+            .bind(keys);
+        self.count(select).await
+    }
+
+    pub(super) async fn ledger_record_start(
+        &mut self,
+        rule: ClaimRule<'_>,
+        claim: Claim<'_>,
+    ) -> Result<Entry, StoreError> {
+        self.outside()?;
+        // The row can go between the two statements; it does not go again and again.
+        for _ in 0..8 {
+            let upsert = self
+                .statement(
+                    "INSERT INTO @hapax_ledger AS l \
+                     (consumer, key, fate, attempts, fingerprint, plugin, expires_at) \
+                     VALUES ($1, $2, 5, 1, $3, $4, \
+                     greatest(now(), to_timestamp($5::bigint)) + $6::float8 * interval '1 second') \
+                     ON CONFLICT (consumer, key) DO UPDATE SET attempts = l.attempts + 1, \
+                     fingerprint = excluded.fingerprint, plugin = excluded.plugin, \
+                     expires_at = excluded.expires_at WHERE l.fate = 5 RETURNING attempts",
+                )
+                .bind(rule.consumer.0)
+                .bind(claim.key)
+                .bind(claim.fingerprint)
+                .bind(rule.plugin)
+                .bind(timestamp_seconds(claim.timestamp_seconds))
+                .bind(rule.retention.map(seconds));
+            if let Some(row) = self.row(upsert).await? {
+                return Ok(Entry {
+                    key: claim.key.to_vec(),
+                    fate: Fate::Started,
+                    fingerprint: claim.fingerprint.to_vec(),
+                    attempts: column(&row, 0)?,
+                });
+            }
+            if let Some(entry) = self.ledger_entries(rule.consumer, &[claim.key]).await?.swap_remove(0) {
+                return Ok(entry);
+            }
+        }
+        Err(StoreError::Conflict("the row of the key comes and goes".to_owned()))
+    }
+
+    pub(super) async fn ledger_undo_start(
+        &mut self,
+        consumer: ConsumerId,
+        key: &[u8],
+    ) -> Result<(), StoreError> {
+        let undo = self
+            .statement(
+                "WITH last AS (DELETE FROM @hapax_ledger \
+                 WHERE consumer = $1 AND key = $2 AND fate = 5 AND attempts <= 1) \
+                 UPDATE @hapax_ledger SET attempts = attempts - 1 \
+                 WHERE consumer = $1 AND key = $2 AND fate = 5 AND attempts > 1",
+            )
+            .bind(consumer.0)
+            .bind(key);
+        self.touch(undo).await.map(|_| ())
+    }
+
+    pub(super) async fn ledger_count(
+        &mut self,
+        consumer: ConsumerId,
+    ) -> Result<Vec<(Fate, u64)>, StoreError> {
+        let select = self
+            .statement("SELECT fate, count(*) FROM @hapax_ledger WHERE consumer = $1 GROUP BY fate ORDER BY fate")
+            .bind(consumer.0);
+        let mut counts = Vec::new();
+        for row in self.rows(select).await? {
+            let number: i16 = column(&row, 0)?;
+            let fate = Fate::from_number(number).ok_or_else(|| broken("fate", number))?;
+            counts.push((fate, column::<i64>(&row, 1)?.unsigned_abs()));
+        }
+        Ok(counts)
+    }
+
+    pub(super) async fn ledger_sweep(
+        &mut self,
+        consumer: ConsumerId,
+        after: &[u8],
+        limit: u32,
+    ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
+        self.outside()?;
+        // One statement is one transaction: rows and horizon change together. Rows that somebody has
+        // locked are skipped, so that the sweep never waits for a lane and no lane for the sweep's wait.
+        let sweep = self
+            .statement(
+                "WITH page AS MATERIALIZED (SELECT key FROM @hapax_ledger \
+                 WHERE consumer = $1 AND key > $2 ORDER BY key LIMIT $3), \
+                 expired AS MATERIALIZED (SELECT l.key FROM @hapax_ledger l JOIN page USING (key) \
+                 WHERE l.consumer = $1 AND l.expires_at <= now() AND l.fate NOT IN (2, 3) \
+                 FOR UPDATE OF l SKIP LOCKED), \
+                 gone AS (DELETE FROM @hapax_ledger l USING expired \
+                 WHERE l.consumer = $1 AND l.key = expired.key RETURNING l.expires_at), \
+                 raised AS (UPDATE @hapax_consumer SET \
+                 horizon = greatest(horizon, (SELECT max(expires_at) FROM gone)) \
+                 WHERE id = $1 AND EXISTS (SELECT FROM gone)) \
+                 SELECT (SELECT count(*) FROM page), (SELECT key FROM page ORDER BY key DESC LIMIT 1), \
+                 (SELECT count(*) FROM gone)",
+            )
+            .bind(consumer.0)
+            .bind(after)
+            .bind(i64::from(limit));
+        let row = self.row(sweep).await?;
+        let row = row.ok_or_else(|| StoreError::Broken("the sweep has no answer".to_owned()))?;
+        let last = if column::<i64>(&row, 0)? < i64::from(limit) { None } else { column(&row, 1)? };
+        Ok((last, column::<i64>(&row, 2)?.unsigned_abs()))
+    }
+
+    /// The number that a statement answers.
+    pub(super) async fn count(&mut self, query: PgQuery<'_>) -> Result<u64, StoreError> {
+        match self.row(query).await? {
+            Some(row) => Ok(column::<i64>(&row, 0)?.unsigned_abs()),
+            None => Ok(0),
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The statements of `hapax_waiting`.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+
+use super::ledger::seconds;
+use super::session::{PostgresSession, column};
+use crate::store::stored::{broken, distinct, message, split, text};
+use crate::store::{ConsumerId, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow};
+
+/// The bytes of messages that one statement carries at most; the protocol's own limit is 1 GiB.
+pub(super) const STATEMENT_BYTES: usize = 32 << 20;
+
+/// In the order in which `waiting_row` reads them.
+macro_rules! columns {
+    () => {
+        "w.id, w.key, w.fingerprint, w.partition, w.status, w.attempts, w.code, w.error, w.stderr, \
+         w.backtrace, w.plugin, w.trace_id, w.queue, w.exchange, w.routing_key, w.properties, w.body"
+    };
+}
+
+impl PostgresSession {
+    pub(super) async fn put_waiting(
+        &mut self,
+        consumer: ConsumerId,
+        rows: &[(WaitingRow, Duration)],
+    ) -> Result<(), StoreError> {
+        let rows = distinct(rows);
+        for part in split(&rows, STATEMENT_BYTES, |(row, _)| row.message.size_bytes()) {
+            self.put_waiting_part(consumer, part).await?;
+        }
+        Ok(())
+    }
+
+    async fn put_waiting_part(
+        &mut self,
+        consumer: ConsumerId,
+        rows: &[&(WaitingRow, Duration)],
+    ) -> Result<(), StoreError> {
+        fn each<'a, T>(rows: &[&'a (WaitingRow, Duration)], get: impl Fn(&'a WaitingRow) -> T) -> Vec<T> {
+            rows.iter().map(|row| get(&row.0)).collect()
+        }
+        let insert = self
+            .statement(
+                "INSERT INTO @hapax_waiting AS w (consumer, id, key, fingerprint, partition, status, attempts, \
+                 code, error, stderr, backtrace, plugin, trace_id, queue, exchange, routing_key, properties, \
+                 body, first_failed_at, failed_at, due_at) \
+                 SELECT $1, r.id, r.key, r.fingerprint, r.partition, r.status, r.attempts, r.code, r.error, \
+                 r.stderr, r.backtrace, r.plugin, r.trace_id, r.queue, r.exchange, r.routing_key, r.properties, \
+                 r.body, clock_timestamp(), clock_timestamp(), \
+                 CASE WHEN r.status <> 'parked' THEN clock_timestamp() + r.due * interval '1 second' END \
+                 FROM unnest($2::bytea[], $3::bytea[], $4::bytea[], $5::bigint[], $6::text[], $7::int[], \
+                 $8::text[], $9::text[], $10::text[], $11::text[], $12::bytea[], $13::text[], $14::text[], \
+                 $15::bytea[], $16::bytea[], $17::bytea[], $18::bytea[], $19::float8[]) \
+                 AS r (id, key, fingerprint, partition, status, attempts, code, error, stderr, backtrace, \
+                 plugin, trace_id, queue, exchange, routing_key, properties, body, due) \
+                 ON CONFLICT (consumer, id) DO UPDATE SET key = excluded.key, \
+                 fingerprint = excluded.fingerprint, partition = excluded.partition, status = excluded.status, \
+                 attempts = excluded.attempts, starts = 0, code = excluded.code, error = excluded.error, \
+                 stderr = excluded.stderr, backtrace = excluded.backtrace, plugin = excluded.plugin, \
+                 trace_id = excluded.trace_id, queue = excluded.queue, exchange = excluded.exchange, \
+                 routing_key = excluded.routing_key, properties = excluded.properties, body = excluded.body, \
+                 failed_at = excluded.failed_at, due_at = excluded.due_at \
+                 WHERE excluded.key IS NOT NULL",
+            )
+            .bind(consumer.0)
+            .bind(each(rows, |row| row.id.as_slice()))
+            .bind(each(rows, |row| row.key.as_deref()))
+            .bind(each(rows, |row| row.fingerprint.as_slice()))
+            .bind(each(rows, |row| row.partition))
+            .bind(each(rows, |row| row.status.as_str()))
+            .bind(each(rows, |row| row.attempts))
+            .bind(each(rows, |row| text(&row.code)))
+            .bind(each(rows, |row| text(&row.error)))
+            .bind(each(rows, |row| text(&row.stderr)))
+            .bind(each(rows, |row| text(&row.backtrace)))
+            .bind(each(rows, |row| row.plugin.as_slice()))
+            .bind(each(rows, |row| text(&row.trace_id)))
+            .bind(each(rows, |row| text(&row.queue)))
+            .bind(each(rows, |row| row.message.exchange.as_bytes()))
+            .bind(each(rows, |row| row.message.routing_key.as_bytes()))
+            .bind(each(rows, |row| row.message.encoded_properties()))
+            .bind(each(rows, |row| row.message.body.as_ref()))
+            .bind(rows.iter().map(|(_, due)| seconds(*due)).collect::<Vec<_>>());
+        self.touch(insert).await.map(|_| ())
+    }
+
+    pub(super) async fn due_waiting(
+        &mut self,
+        consumer: ConsumerId,
+        limit: u32,
+    ) -> Result<Vec<(Vec<u8>, i64)>, StoreError> {
+        let select = self
+            .statement(
+                "SELECT id, partition FROM @hapax_waiting \
+                 WHERE consumer = $1 AND status = 'retry' AND due_at <= statement_timestamp() \
+                 ORDER BY due_at LIMIT $2",
+            )
+            .bind(consumer.0)
+            .bind(i64::from(limit));
+        let rows = self.rows(select).await?;
+        rows.iter().map(|row| Ok((column(row, 0)?, column(row, 1)?))).collect()
+    }
+
+    pub(super) async fn next_waiting(
+        &mut self,
+        consumer: ConsumerId,
+    ) -> Result<Option<Duration>, StoreError> {
+        let select = self
+            .statement(
+                "SELECT extract(epoch FROM min(due_at) - statement_timestamp())::float8 \
+                 FROM @hapax_waiting WHERE consumer = $1 AND status = 'retry'",
+            )
+            .bind(consumer.0);
+        let Some(row) = self.row(select).await? else { return Ok(None) };
+        let seconds: Option<f64> = column(&row, 0)?;
+        Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
+    }
+
+    pub(super) async fn lock_waiting(
+        &mut self,
+        consumer: ConsumerId,
+        id: &[u8],
+    ) -> Result<Option<WaitingRow>, StoreError> {
+        let select = self
+            .statement(concat!(
+                "SELECT ",
+                columns!(),
+                " FROM @hapax_waiting w WHERE w.consumer = $1 AND w.id = $2 AND w.status = 'retry' \
+                 AND w.due_at <= statement_timestamp() FOR UPDATE SKIP LOCKED"
+            ))
+            .bind(consumer.0)
+            .bind(id);
+        self.row(select).await?.as_ref().map(waiting_row).transpose()
+    }
+
+    pub(super) async fn delete_waiting(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[&[u8]],
+    ) -> Result<u64, StoreError> {
+        let delete = self
+            .statement("DELETE FROM @hapax_waiting WHERE consumer = $1 AND id = ANY($2::bytea[])")
+            .bind(consumer.0)
+            .bind(ids);
+        self.touch(delete).await
+    }
+
+    pub(super) async fn start_waiting(
+        &mut self,
+        consumer: ConsumerId,
+        id: &[u8],
+    ) -> Result<Option<i32>, StoreError> {
+        self.outside()?;
+        let update = self
+            .statement(
+                "UPDATE @hapax_waiting SET starts = starts + 1 WHERE consumer = $1 AND id = \
+                 (SELECT id FROM @hapax_waiting WHERE consumer = $1 AND id = $2 AND status = 'retry' \
+                 AND due_at <= statement_timestamp() FOR UPDATE SKIP LOCKED) RETURNING starts",
+            )
+            .bind(consumer.0)
+            .bind(id);
+        self.row(update).await?.map(|row| column(&row, 0)).transpose()
+    }
+
+    pub(super) async fn unstart_waiting(
+        &mut self,
+        consumer: ConsumerId,
+        id: &[u8],
+    ) -> Result<(), StoreError> {
+        let update = self
+            .statement(
+                "UPDATE @hapax_waiting SET starts = starts - 1 WHERE consumer = $1 AND id = $2 AND starts > 0",
+            )
+            .bind(consumer.0)
+            .bind(id);
+        self.touch(update).await.map(|_| ())
+    }
+
+    pub(super) async fn list_waiting(
+        &mut self,
+        filter: &WaitingFilter,
+    ) -> Result<Vec<WaitingRecord>, StoreError> {
+        let select = self
+            .statement(concat!(
+                "SELECT ",
+                columns!(),
+                ", c.name, w.first_failed_at, w.failed_at, w.due_at \
+                 FROM @hapax_waiting w JOIN @hapax_consumer c ON c.id = w.consumer \
+                 WHERE ($1::text IS NULL OR c.name = $1) AND ($2::text IS NULL OR w.status = $2) \
+                 AND ($3::text IS NULL OR w.code = $3) \
+                 AND ($4::bytea IS NULL OR substring(w.id FOR length($4)) = $4) \
+                 AND ($5::bytea IS NULL OR w.key = $5) ORDER BY w.failed_at DESC, w.id LIMIT $6"
+            ))
+            .bind(filter.consumer.as_deref())
+            .bind(filter.status.map(Status::as_str))
+            .bind(filter.code.as_deref())
+            .bind(filter.id_prefix.as_deref())
+            .bind(filter.key.as_deref())
+            .bind(i64::from(filter.limit));
+        let rows = self.rows(select).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(WaitingRecord {
+                    consumer: column(row, 17)?,
+                    row: waiting_row(row)?,
+                    first_failed_at: column::<DateTime<Utc>>(row, 18)?.timestamp_micros(),
+                    failed_at: column::<DateTime<Utc>>(row, 19)?.timestamp_micros(),
+                    due_at: column::<Option<DateTime<Utc>>>(row, 20)?.map(|time| time.timestamp_micros()),
+                })
+            })
+            .collect()
+    }
+
+    pub(super) async fn replay_waiting(&mut self, ids: &[&[u8]]) -> Result<u64, StoreError> {
+        self.outside()?;
+        let replay = self
+            .statement(
+                "WITH moved AS (UPDATE @hapax_waiting SET status = 'retry', attempts = 0, starts = 0, \
+                 due_at = now() WHERE consumer IN (SELECT id FROM @hapax_consumer) \
+                 AND id = ANY($1::bytea[]) AND status = 'parked' RETURNING consumer, key), \
+                 fates AS (UPDATE @hapax_ledger l SET fate = 2, attempts = 0 FROM moved \
+                 WHERE l.consumer = moved.consumer AND l.key = moved.key AND l.fate = 3) \
+                 SELECT count(*) FROM moved",
+            )
+            .bind(ids);
+        self.count(replay).await
+    }
+
+    pub(super) async fn discard_waiting(&mut self, ids: &[&[u8]]) -> Result<u64, StoreError> {
+        self.outside()?;
+        // The key is remembered for as long again as it was when the message failed: it may have been
+        // parked for longer than the retention, and a late redelivery must still find it.
+        let discard = self
+            .statement(
+                "WITH gone AS (DELETE FROM @hapax_waiting WHERE consumer IN (SELECT id FROM @hapax_consumer) \
+                 AND id = ANY($1::bytea[]) AND status = 'parked' RETURNING consumer, key, failed_at), \
+                 fates AS (UPDATE @hapax_ledger l SET fate = 4, \
+                 expires_at = greatest(l.expires_at, now() + (l.expires_at - gone.failed_at)) FROM gone \
+                 WHERE l.consumer = gone.consumer AND l.key = gone.key AND l.fate = 3) \
+                 SELECT count(*) FROM gone",
+            )
+            .bind(ids);
+        self.count(discard).await
+    }
+
+    pub(super) async fn count_waiting(
+        &mut self,
+        consumer: ConsumerId,
+    ) -> Result<Vec<(Status, String, u64)>, StoreError> {
+        let select = self
+            .statement(
+                "SELECT status, code, count(*) FROM @hapax_waiting WHERE consumer = $1 \
+                 GROUP BY status, code ORDER BY status, code",
+            )
+            .bind(consumer.0);
+        let rows = self.rows(select).await?;
+        rows.iter()
+            .map(|row| Ok((status(column(row, 0)?)?, column(row, 1)?, column::<i64>(row, 2)?.unsigned_abs())))
+            .collect()
+    }
+}
+
+fn status(text: &str) -> Result<Status, StoreError> {
+    Status::from_text(text).ok_or_else(|| broken("status", text))
+}
+
+fn waiting_row(row: &PgRow) -> Result<WaitingRow, StoreError> {
+    Ok(WaitingRow {
+        id: column(row, 0)?,
+        key: column(row, 1)?,
+        fingerprint: column(row, 2)?,
+        partition: column(row, 3)?,
+        status: status(column(row, 4)?)?,
+        attempts: column(row, 5)?,
+        code: column(row, 6)?,
+        error: column(row, 7)?,
+        stderr: column(row, 8)?,
+        backtrace: column(row, 9)?,
+        plugin: column(row, 10)?,
+        trace_id: column(row, 11)?,
+        queue: column(row, 12)?,
+        message: message(column(row, 13)?, column(row, 14)?, column(row, 15)?, column(row, 16)?)?,
+    })
+}
