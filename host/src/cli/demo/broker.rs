@@ -8,8 +8,6 @@
 mod amqp;
 mod embedded;
 
-use std::sync::Arc;
-
 use anyhow::Context;
 use serde::Deserialize;
 

@@ -3,6 +3,7 @@
 //! All four get the same table, and nothing in it refuses a second row for an order: what a consumer does
 //! twice is there twice. On a server each has a schema of its own, made for the run and removed at its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -11,6 +12,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
 use super::place::{Contestant, Place};
 use super::sqlite;
+use crate::store::postgres::PostgresStore;
+use crate::store::{SessionOptions, Store};
 
 /// The table of `plugins/points`, without its primary key.
 const TABLE: &str = "CREATE TABLE t_points (
@@ -78,6 +81,14 @@ pub async fn effects(place: &Place, contestant: Contestant) -> anyhow::Result<Ve
     let rows = sqlx::query_scalar(EFFECTS).fetch_all(&mut connection).await?;
     connection.close().await?;
     Ok(rows)
+}
+
+/// The store of Hapax on the server.
+pub fn hapax_store(place: &Place, url: &str) -> anyhow::Result<Arc<dyn Store>> {
+    let options =
+        SessionOptions { statement_timeout: CONNECT_TIMEOUT, lock_timeout: CONNECT_TIMEOUT };
+    let schema = place.name_of(Contestant::Hapax);
+    Ok(Arc::new(PostgresStore::new(url, &schema, options)?))
 }
 
 /// Removes what the run has made on the server. Files go with their directory.

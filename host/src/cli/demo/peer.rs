@@ -20,12 +20,13 @@ use anyhow::Context;
 use async_trait::async_trait;
 use clap::{Args, ValueEnum};
 use serde_json::json;
+use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::orders::Order;
-use super::place::{self, Surroundings};
+use super::place::{self, Contestant, Place, Surroundings};
 use super::progress::Progress;
 use flags::Flags;
 use shop::Shop;
@@ -181,7 +182,24 @@ impl Peer {
         let progress = Progress {
             handled: self.handled.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
+            unsent: 0,
         };
         progress.print().context("the demo no longer listens")
     }
+}
+
+/// How to run such a consumer.
+pub fn command<'c>(
+    command: &'c mut Command,
+    place: &Place,
+    contestant: Contestant,
+    strategy: Strategy,
+) -> &'c mut Command {
+    let strategy = strategy.to_possible_value().expect("no strategy is hidden");
+    command
+        .arg("demo-consumer")
+        .args(["--strategy", strategy.get_name()])
+        .args(["--name", &place.name_of(contestant)])
+        .arg("--dir")
+        .arg(place.dir_of(contestant))
 }

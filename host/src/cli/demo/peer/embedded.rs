@@ -41,7 +41,7 @@ struct Connection {
 
 impl Client {
     pub async fn open(file: &Path) -> anyhow::Result<Self> {
-        let session = broker::open_store(file).await?.session("demo consumer").await?;
+        let session = broker::open_store(file)?.session("demo consumer").await?;
         let (requests, inbox) = mpsc::unbounded_channel();
         let (outbox, deliveries) = mpsc::channel(usize::from(PREFETCH));
         let connection = Connection {
