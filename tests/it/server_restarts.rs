@@ -129,7 +129,9 @@ pub async fn the_line_to_the_database_falls_silent_and_is_refused(place: &Place)
     proxy.refuse(true);
     proxy.silence(false);
     wait::until("the host to meet the refusal", wait::PATIENCE, async || {
-        let setbacks = host.metric_where("hapax_setbacks_total", &[("code", "world")]).await?;
+        let setbacks = host
+            .metric_where("hapax_setbacks_total", &[("code", "world")])
+            .await?;
         Ok((setbacks > 0).then_some(()))
     })
     .await?;

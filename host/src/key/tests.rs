@@ -68,8 +68,12 @@ fn a_number_keeps_the_text_it_came_in() {
         assert_eq!(key("body:/id", &order), Ok(text.into()));
     }
     // Only an exponent is spelled one way: the JSON parser gives it its sign.
-    let spelled = ["1e3", "1E3", "1e+3"].map(|text| key("body:/id", &message(&format!(r#"{{"id": {text}}}"#))));
-    assert_eq!(spelled, ["1e+3", "1e+3", "1e+3"].map(|text| Ok(text.into())));
+    let spelled = ["1e3", "1E3", "1e+3"]
+        .map(|text| key("body:/id", &message(&format!(r#"{{"id": {text}}}"#))));
+    assert_eq!(
+        spelled,
+        ["1e+3", "1e+3", "1e+3"].map(|text| Ok(text.into()))
+    );
 }
 
 #[test]

@@ -237,8 +237,7 @@ impl Session for PostgresSession {
 
     async fn begin(&mut self) -> Result<(), StoreError> {
         self.outside()?;
-        self.command(BEGIN.to_owned())
-            .await?;
+        self.command(BEGIN.to_owned()).await?;
         self.open = true;
         Ok(())
     }
