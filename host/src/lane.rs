@@ -206,10 +206,13 @@ impl Lane {
             self.settle_alone(work).await?;
         }
         let mut together = Vec::with_capacity(batch.len());
+        let delivered = batch.len();
         let batch = batch
             .into_iter()
             .filter(|work| !work.is_forgotten())
-            .collect();
+            .collect::<Vec<_>>();
+        let forgotten = (delivered - batch.len()) as u64;
+        self.consumer.metrics.forgotten.inc_by(forgotten);
         for work in self.recognise(batch).await? {
             if work.alone {
                 self.settle(std::mem::take(&mut together)).await?;

@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::store::OutboxDepth;
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ConsumerLabel {
     pub consumer: String,
@@ -41,6 +43,7 @@ pub struct Metrics {
     registry: Arc<Registry>,
     deliveries: Family<ConsumerLabel, Counter>,
     redeliveries: Family<ConsumerLabel, Counter>,
+    forgotten: Family<ConsumerLabel, Counter>,
     duplicates: Family<FateLabel, Counter>,
     committed: Family<ConsumerLabel, Counter>,
     ignored: Family<ConsumerLabel, Counter>,
@@ -76,6 +79,7 @@ pub struct ConsumerMetrics {
     all: Metrics,
     pub deliveries: Counter,
     pub redeliveries: Counter,
+    pub forgotten: Counter,
     pub committed: Counter,
     pub ignored: Counter,
     pub swept: Counter,
@@ -160,6 +164,11 @@ impl Metrics {
                 "Deliveries that the broker marked as redelivered",
                 Family::default()
             ),
+            forgotten: register!(
+                "forgotten",
+                "Deliveries not begun because their channel was gone; the broker delivers them again",
+                Family::default()
+            ),
             duplicates: register!(
                 "duplicates",
                 "Deliveries recognised as duplicates, by the fate of their key",
@@ -238,6 +247,7 @@ impl Metrics {
             name: name.to_owned(),
             deliveries: self.deliveries.get_or_create_owned(&label),
             redeliveries: self.redeliveries.get_or_create_owned(&label),
+            forgotten: self.forgotten.get_or_create_owned(&label),
             committed: self.committed.get_or_create_owned(&label),
             ignored: self.ignored.get_or_create_owned(&label),
             swept: self.swept.get_or_create_owned(&label),
@@ -248,6 +258,15 @@ impl Metrics {
             end_to_end_seconds: self.end_to_end_seconds.get_or_create_owned(&label),
             all: self.clone(),
         }
+    }
+}
+
+impl Relay {
+    /// Takes in how full the outbox is.
+    pub fn observe_depth(&self, depth: OutboxDepth) {
+        self.depth
+            .set(i64::try_from(depth.rows).unwrap_or(i64::MAX));
+        self.oldest_seconds.set(depth.oldest_seconds);
     }
 }
 

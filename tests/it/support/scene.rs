@@ -108,7 +108,8 @@ impl Scene {
 /// retry and the outbox is empty.
 ///
 /// The broker does not tell quickly how many messages are out with a consumer, so the host's
-/// counters are compared: each delivery has one verdict, and each run from the table has one.
+/// counters are compared: each delivery has one verdict or was forgotten with its channel, and each run
+/// from the table has one.
 pub async fn until_settled(
     host: &Host,
     broker: &VirtualHost,
@@ -139,10 +140,11 @@ pub async fn until_settled(
     host.until_outbox_empty().await
 }
 
-const VERDICTS: [&str; 3] = [
+const VERDICTS: [&str; 4] = [
     "hapax_committed_total",
     "hapax_duplicates_total",
     "hapax_failed_total",
+    "hapax_forgotten_total",
 ];
 /// Every attempt of a key but the first one ran from the table.
 const TABLE_RUNS: &str =
