@@ -61,7 +61,10 @@ impl Host {
         let metrics = Metrics::new();
         let parts = start::parts(&config, &metrics).await?;
         let readiness = Arc::new(Readiness::new(
-            parts.consumers.iter().map(|(consumer, _)| Arc::clone(consumer)),
+            parts
+                .consumers
+                .iter()
+                .map(|(consumer, _)| Arc::clone(consumer)),
         ));
         let servers = http::Servers::start(&config, &metrics, &readiness, &parts.store)
             .await

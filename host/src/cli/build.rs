@@ -136,7 +136,9 @@ pub async fn run(arguments: BuildArgs) -> Result<(), Error> {
 pub async fn build(dir: &Path) -> Result<PathBuf, BuildError> {
     let dir = dir.to_owned();
     let built = tokio::task::spawn_blocking(move || build_plugin(&dir, Noise::Shown)).await;
-    built.expect("building does not panic").map(|(path, _)| path)
+    built
+        .expect("building does not panic")
+        .map(|(path, _)| path)
 }
 
 /// Blocks for as long as cargo takes.
