@@ -107,6 +107,10 @@ pub fn key_rules(config: &config::Consumer) -> KeyRules {
 
 /// The rules of the key and of the fingerprint as the store remembers them: a host compares these texts.
 pub fn rule_texts(config: &config::Consumer) -> (String, String) {
-    let sources = config.key.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let sources = config
+        .key
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>();
     (sources.join(" + "), config.fingerprint.to_string())
 }

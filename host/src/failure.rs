@@ -130,7 +130,10 @@ mod tests {
     #[test]
     fn every_code_is_explained_to_the_operator_and_no_other_is() {
         let text = include_str!("../ERRORS.md");
-        let mut explained = text.lines().filter_map(|line| line.strip_prefix("## ")).collect::<Vec<_>>();
+        let mut explained = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("## "))
+            .collect::<Vec<_>>();
         let mut codes = code::ALL.iter().map(|code| code.0).collect::<Vec<_>>();
         explained.sort_unstable();
         codes.sort_unstable();

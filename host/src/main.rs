@@ -9,9 +9,7 @@ use hapax::{config, telemetry};
 #[tokio::main]
 async fn main() -> ExitCode {
     match Arguments::read(std::env::args_os()) {
-        Ok(arguments) => run(arguments)
-            .await
-            .unwrap_or_else(|error| error.report()),
+        Ok(arguments) => run(arguments).await.unwrap_or_else(|error| error.report()),
         Err(usage) => usage.report(),
     }
 }

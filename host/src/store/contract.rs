@@ -23,7 +23,8 @@ use bytes::Bytes;
 use super::postgres::PostgresStore;
 use super::sqlite::SqliteStore;
 use super::{
-    Claim, ClaimRule, ConsumerId, Dialect, Session, SessionOptions, Status, Store, StoreError, WaitingRow,
+    Claim, ClaimRule, ConsumerId, Dialect, Session, SessionOptions, Status, Store, StoreError,
+    WaitingRow,
 };
 use crate::message::Message;
 use crate::message::tests::every_property;
@@ -46,7 +47,11 @@ struct Fixture {
 
 fn unique() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
-    format!("hapax_contract_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "hapax_contract_{}_{}",
+        std::process::id(),
+        NUMBER.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 impl Fixture {
@@ -56,26 +61,41 @@ impl Fixture {
         std::fs::create_dir_all(&directory).unwrap();
         let store = SqliteStore::open(&directory.join("hapax.db"), OPTIONS).unwrap();
         store.migrate().await.unwrap();
-        Self { store: Arc::new(store), name, directory: Some(directory), postgres_url: None }
+        Self {
+            store: Arc::new(store),
+            name,
+            directory: Some(directory),
+            postgres_url: None,
+        }
     }
 
     /// `None`, and a line that is not captured, where there is no server.
     async fn postgres(test: &str) -> Option<Self> {
         let Ok(url) = std::env::var("HAPAX_TEST_POSTGRES_URL") else {
-            let line = format!("skipped: {test} on Postgres, because HAPAX_TEST_POSTGRES_URL is not set\n");
+            let line = format!(
+                "skipped: {test} on Postgres, because HAPAX_TEST_POSTGRES_URL is not set\n"
+            );
             let _ = std::io::stderr().write_all(line.as_bytes());
             return None;
         };
         let name = unique();
         let store = PostgresStore::new(&url, &name, OPTIONS).unwrap();
         store.migrate().await.unwrap();
-        Some(Self { store: Arc::new(store), name, directory: None, postgres_url: Some(url) })
+        Some(Self {
+            store: Arc::new(store),
+            name,
+            directory: None,
+            postgres_url: Some(url),
+        })
     }
 
     async fn remove(self) {
         if self.postgres_url.is_some() {
             let mut session = self.session().await;
-            session.execute(&format!("DROP SCHEMA {} CASCADE", self.name), &[]).await.unwrap();
+            session
+                .execute(&format!("DROP SCHEMA {} CASCADE", self.name), &[])
+                .await
+                .unwrap();
         }
         if let Some(directory) = self.directory {
             std::fs::remove_dir_all(directory).unwrap();
@@ -87,7 +107,12 @@ impl Fixture {
     }
 
     async fn consumer(&self) -> ConsumerId {
-        self.session().await.consumer("orders", "message-id", "body").await.unwrap().id
+        self.session()
+            .await
+            .consumer("orders", "message-id", "body")
+            .await
+            .unwrap()
+            .id
     }
 
     fn is_postgres(&self) -> bool {
@@ -104,11 +129,29 @@ impl Fixture {
         let error = if self.is_postgres() {
             session.execute("SELECT 1 / 0", &[]).await.unwrap_err()
         } else {
-            session.execute("CREATE TABLE mine (id INTEGER UNIQUE ON CONFLICT ROLLBACK)", &[]).await.unwrap();
-            session.execute("INSERT INTO mine VALUES (1)", &[]).await.unwrap();
-            session.execute("INSERT INTO mine VALUES (1)", &[]).await.unwrap_err()
+            session
+                .execute(
+                    "CREATE TABLE mine (id INTEGER UNIQUE ON CONFLICT ROLLBACK)",
+                    &[],
+                )
+                .await
+                .unwrap();
+            session
+                .execute("INSERT INTO mine VALUES (1)", &[])
+                .await
+                .unwrap();
+            session
+                .execute("INSERT INTO mine VALUES (1)", &[])
+                .await
+                .unwrap_err()
         };
-        assert!(matches!(error, StoreError::Statement { .. } | StoreError::Constraint(_)), "{error:?}");
+        assert!(
+            matches!(
+                error,
+                StoreError::Statement { .. } | StoreError::Constraint(_)
+            ),
+            "{error:?}"
+        );
         assert!(!session.alive().await);
     }
 }
@@ -138,19 +181,34 @@ macro_rules! in_every_dialect {
 use in_every_dialect;
 
 fn rule(consumer: ConsumerId) -> ClaimRule<'static> {
-    ClaimRule { consumer, plugin: b"plugin01", retention: Some(HOUR) }
+    ClaimRule {
+        consumer,
+        plugin: b"plugin01",
+        retention: Some(HOUR),
+    }
 }
 
 fn claim(key: &[u8]) -> Claim<'_> {
-    Claim { key, fingerprint: b"fingerprint", attempts: 1, timestamp_seconds: None }
+    Claim {
+        key,
+        fingerprint: b"fingerprint",
+        attempts: 1,
+        timestamp_seconds: None,
+    }
 }
 
 /// Claims keys and commits.
 async fn commit_keys(session: &mut dyn Session, consumer: ConsumerId, keys: &[&[u8]]) {
     session.begin().await.unwrap();
     let claims: Vec<Claim<'_>> = keys.iter().map(|key| claim(key)).collect();
-    assert_eq!(session.claim(rule(consumer), &claims).await.unwrap(), vec![true; keys.len()]);
-    assert_eq!(session.finish(consumer, keys).await.unwrap(), keys.len() as u64);
+    assert_eq!(
+        session.claim(rule(consumer), &claims).await.unwrap(),
+        vec![true; keys.len()]
+    );
+    assert_eq!(
+        session.finish(consumer, keys).await.unwrap(),
+        keys.len() as u64
+    );
     session.commit().await.unwrap();
 }
 

@@ -122,6 +122,6 @@ pub fn component(module: &str) -> Vec<u8> {
         .expect("the world can be embedded");
     ComponentEncoder::default()
         .module(&wasm)
-        .and_then(|mut encoder| encoder.encode())
+        .and_then(|encoder| encoder.encode())
         .expect("the module fits the world")
 }

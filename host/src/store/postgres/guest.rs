@@ -28,7 +28,7 @@ impl PostgresSession {
         };
         let mut bytes = 0;
         let mut limit = None;
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let read = async {
             let query = sqlx::query_with(prepared.sql().clone(), arguments);
             let mut stream = query.fetch(&mut connection);
@@ -54,7 +54,7 @@ impl PostgresSession {
             Ok(())
         };
         let read = read.await;
-        self.put(connection, read)
+        self.back(connection, read)
             .map_err(|refusal| refusal.error)?;
         match limit {
             Some(limit) => {
@@ -72,22 +72,22 @@ impl PostgresSession {
     ) -> Result<u64, StoreError> {
         let prepared = self.prepare(statement).await?;
         let arguments = arguments(&prepared, parameters)?;
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let result = sqlx::query_with(prepared.sql().clone(), arguments)
             .execute(&mut connection)
             .await;
-        self.put(connection, result)
+        self.back(connection, result)
             .map(|done| done.rows_affected())
             .map_err(|refusal| refusal.error)
     }
 
     /// One round trip for a text that the connection has not seen lately, else none.
     async fn prepare(&mut self, statement: &str) -> Result<PgStatement, StoreError> {
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let result = connection
             .prepare(AssertSqlSafe(statement).into_sql_str())
             .await;
-        self.put(connection, result)
+        self.back(connection, result)
             .map_err(|refusal| refusal.error)
     }
 }

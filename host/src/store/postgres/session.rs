@@ -71,8 +71,8 @@ impl PostgresSession {
         sqlx::query(AssertSqlSafe(Arc::clone(text)))
     }
 
-    /// Takes the connection for one statement, unless the transaction is dead.
-    pub(super) fn take(&mut self) -> Result<PgConnection, StoreError> {
+    /// Lends the connection for one statement, unless the transaction is dead.
+    pub(super) fn lend(&mut self) -> Result<PgConnection, StoreError> {
         if self.open && (self.failed || self.connection.is_none()) {
             return Err(StoreError::TransactionLost(self.why_over()));
         }
@@ -88,8 +88,8 @@ impl PostgresSession {
         }
     }
 
-    /// Puts the connection back after a statement, and notes what its error means.
-    pub(super) fn put<T>(
+    /// Takes the connection back after a statement, and notes what its error means.
+    pub(super) fn back<T>(
         &mut self,
         connection: PgConnection,
         result: Result<T, sqlx::Error>,
@@ -113,9 +113,9 @@ impl PostgresSession {
 
     /// Runs a statement of the host's own and returns its rows.
     pub(super) async fn rows(&mut self, query: PgQuery<'_>) -> Result<Vec<PgRow>, StoreError> {
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let result = query.fetch_all(&mut connection).await;
-        self.put(connection, result).map_err(Refusal::own)
+        self.back(connection, result).map_err(Refusal::own)
     }
 
     /// Runs a statement of the host's own that returns one row, or none.
@@ -125,18 +125,18 @@ impl PostgresSession {
 
     /// Runs a statement of the host's own and returns how many rows it touched.
     pub(super) async fn touch(&mut self, query: PgQuery<'_>) -> Result<u64, StoreError> {
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let result = query.execute(&mut connection).await;
-        self.put(connection, result)
+        self.back(connection, result)
             .map(|done| done.rows_affected())
             .map_err(Refusal::own)
     }
 
     /// Sends a command without parameters: one round trip, nothing prepared.
     async fn command(&mut self, command: String) -> Result<(), StoreError> {
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let result = connection.execute(AssertSqlSafe(command)).await;
-        self.put(connection, result)
+        self.back(connection, result)
             .map(|_| ())
             .map_err(Refusal::own)
     }
@@ -230,15 +230,14 @@ where
 #[async_trait]
 impl Session for PostgresSession {
     async fn ping(&mut self) -> Result<(), StoreError> {
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let result = connection.ping().await;
-        self.put(connection, result).map_err(Refusal::own)
+        self.back(connection, result).map_err(Refusal::own)
     }
 
     async fn begin(&mut self) -> Result<(), StoreError> {
         self.outside()?;
-        self.command(BEGIN.to_owned())
-            .await?;
+        self.command(BEGIN.to_owned()).await?;
         self.open = true;
         Ok(())
     }
@@ -249,7 +248,7 @@ impl Session for PostgresSession {
                 "there is no transaction".to_owned(),
             ));
         }
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         self.lost = "the session was given up during COMMIT".to_owned();
         // Postgres answers COMMIT of a dead transaction with the tag ROLLBACK and no error; SET LOCAL
         // fails there instead, and nothing after it is run. The timeout must not fire while COMMIT waits

@@ -20,8 +20,8 @@ pub(super) struct SqliteSession {
     /// Held from `begin` to the end of the transaction. Dropped inside one, it leaves the rollback to
     /// the next session.
     slot: Option<OwnedMutexGuard<Slot>>,
-    /// There are provisional fates: see the ledger.
-    unfinished: bool,
+    /// How many fates are provisional: see the ledger.
+    unfinished: u64,
 }
 
 /// The connection for one call: the transaction's, or taken for the call.
@@ -55,7 +55,7 @@ impl SqliteSession {
         Self {
             shared,
             slot: None,
-            unfinished: false,
+            unfinished: 0,
         }
     }
 
@@ -96,7 +96,7 @@ impl Session for SqliteSession {
     async fn begin(&mut self) -> Result<(), StoreError> {
         let mut slot = self.alone().await?;
         slot.begin().await?;
-        self.unfinished = false;
+        self.unfinished = 0;
         self.slot = Some(slot);
         Ok(())
     }
@@ -104,7 +104,7 @@ impl Session for SqliteSession {
     async fn commit(&mut self) -> Result<(), StoreError> {
         let unfinished = self.unfinished;
         let slot = self.transaction()?;
-        if unfinished && slot.alive() {
+        if unfinished > 0 && slot.alive() {
             return Err(StoreError::Broken(
                 "COMMIT before the claims were finished".to_owned(),
             ));
@@ -168,7 +168,7 @@ impl Session for SqliteSession {
     ) -> Result<Vec<bool>, StoreError> {
         let slot = self.transaction()?;
         let new = slot.claim(rule, claims).await?;
-        self.unfinished |= new.contains(&true);
+        self.unfinished += new.iter().filter(|new| **new).count() as u64;
         Ok(new)
     }
 
@@ -187,7 +187,7 @@ impl Session for SqliteSession {
         from: Fate,
     ) -> Result<bool, StoreError> {
         let taken = self.transaction()?.take(rule, claim, from).await?;
-        self.unfinished |= taken;
+        self.unfinished += u64::from(taken);
         Ok(taken)
     }
 
@@ -201,9 +201,7 @@ impl Session for SqliteSession {
 
     async fn finish(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
         let finished = self.transaction()?.finish(consumer, keys).await?;
-        if finished == keys.len() as u64 {
-            self.unfinished = false;
-        }
+        self.unfinished = self.unfinished.saturating_sub(finished);
         Ok(finished)
     }
 

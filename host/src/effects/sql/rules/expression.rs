@@ -138,7 +138,7 @@ impl Walk<'_> {
                     *named && self.dialect == Dialect::Postgres,
                     "an array without ARRAY",
                 )?;
-                self.expressions(elem)
+                self.array(elem)
             }
             Expr::CompoundFieldAccess { root, access_chain } => {
                 self.expression(root)?;
@@ -173,6 +173,19 @@ impl Walk<'_> {
             | Expr::Lambda(_)
             | Expr::MemberOf(_) => self.clause("this expression"),
         }
+    }
+
+    /// Inside `ARRAY[…]`, further dimensions are written without the word.
+    fn array(&mut self, elements: &[Expr]) -> Checked {
+        for element in elements {
+            match element {
+                Expr::Array(Array { elem, named: false }) => {
+                    self.deeper(|walk| walk.array(elem))?;
+                }
+                _ => self.expression(element)?,
+            }
+        }
+        Ok(())
     }
 
     fn predicate(&mut self, expression: &Expr) -> Checked {

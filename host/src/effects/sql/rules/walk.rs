@@ -80,8 +80,8 @@ impl<'a> Walk<'a> {
             _ => Err(self.pieces.refuse(
                 0,
                 code::KIND,
-                "only SELECT, INSERT, UPDATE and DELETE are allowed",
-                "the host owns transactions, sessions and the schema; do the rest in a migration",
+                "this kind of statement is not allowed",
+                "only SELECT, INSERT, UPDATE and DELETE are",
             )),
         }
     }
@@ -157,8 +157,8 @@ impl<'a> Walk<'a> {
         let Some(index) = index else {
             return Err(self.refuse(
                 code::SYNTAX,
-                format!("`{}` is not understood as a name", ident.value),
-                "quote names the standard way, and write AS before an alias",
+                "a name is written in a way that is not understood",
+                "a string literal is no name; quote names the way the standard does",
             ));
         };
         self.here = index;
