@@ -100,7 +100,10 @@ pub async fn run(demo: Demo) -> anyhow::Result<Verdict> {
         plugin = checkout::build_points() => plugin?,
         _ = interrupt.recv() => return Ok(Verdict::Interrupted),
     };
-    let surroundings = Surroundings { amqp: demo.amqp.clone(), database: demo.database.clone() };
+    let surroundings = Surroundings {
+        amqp: demo.amqp.clone(),
+        database: demo.database.clone(),
+    };
     let place = Place::make(surroundings)?;
     let verdict = tokio::select! {
         report = story(&demo, &place, &plugin) => report.and_then(|report| tell(&demo, &report)),
@@ -150,7 +153,13 @@ async fn story(demo: &Demo, place: &Place, plugin: &Path) -> anyhow::Result<Repo
             seconds: life.seconds,
         });
     }
-    Ok(Report { messages: deliveries, unique: orders.unique, seed, consumers })
+    screen.end();
+    Ok(Report {
+        messages: deliveries,
+        unique: orders.unique,
+        seed,
+        consumers,
+    })
 }
 
 fn tell(demo: &Demo, report: &Report) -> anyhow::Result<Verdict> {
@@ -159,7 +168,11 @@ fn tell(demo: &Demo, report: &Report) -> anyhow::Result<Verdict> {
     } else {
         output::print(&screen::conclusion(report))?;
     }
-    Ok(if report.is_exact() { Verdict::Exact } else { Verdict::Wrong })
+    Ok(if report.is_exact() {
+        Verdict::Exact
+    } else {
+        Verdict::Wrong
+    })
 }
 
 /// Removes what is on servers. The directory goes when the place is dropped.
@@ -172,7 +185,9 @@ async fn remove(place: &Place) -> anyhow::Result<()> {
 impl Report {
     /// Whether Hapax kept its promise.
     pub fn is_exact(&self) -> bool {
-        self.consumers.iter().any(|consumer| consumer.is_hapax() && consumer.tally.is_exact())
+        self.consumers
+            .iter()
+            .any(|consumer| consumer.is_hapax() && consumer.tally.is_exact())
     }
 }
 

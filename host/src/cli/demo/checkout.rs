@@ -39,7 +39,11 @@ mod tests {
         let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli");
         let nowhere = Path::new("/nowhere/at/all");
         let found = find([nowhere, &below]).expect("the tests run in a checkout");
-        assert!(found.ends_with(POINTS) && found.join("src/lib.rs").is_file(), "{}", found.display());
+        assert!(
+            found.ends_with(POINTS) && found.join("src/lib.rs").is_file(),
+            "{}",
+            found.display()
+        );
         assert_eq!(find([nowhere]), None);
     }
 }
