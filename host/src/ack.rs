@@ -24,7 +24,13 @@ impl AckQueue {
     /// The queue, and the end that the channel's task reads. The queue holds at most the prefetch.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Vec<u64>>) {
         let (settled, receiver) = mpsc::unbounded_channel();
-        (Self { settled, closed: AtomicBool::new(false) }, receiver)
+        (
+            Self {
+                settled,
+                closed: AtomicBool::new(false),
+            },
+            receiver,
+        )
     }
 
     /// Says that these deliveries are durably dealt with. Deliveries of a channel that is gone are
@@ -85,7 +91,9 @@ impl Window {
 
     /// Marks a delivery as dealt with. A tag that was already acknowledged changes nothing.
     pub fn settle(&mut self, tag: u64) {
-        let Some(offset) = tag.checked_sub(self.first) else { return };
+        let Some(offset) = tag.checked_sub(self.first) else {
+            return;
+        };
         let offset = usize::try_from(offset).expect("a window is no longer than a prefetch");
         if self.slots.len() <= offset {
             self.slots.resize(offset + 1, Slot::Open);
@@ -128,7 +136,12 @@ impl Window {
     fn prefix(&mut self) -> Option<Frame> {
         let mut last = None;
         let mut open = 0;
-        while let Some(slot) = self.slots.front().copied().filter(|slot| *slot != Slot::Open) {
+        while let Some(slot) = self
+            .slots
+            .front()
+            .copied()
+            .filter(|slot| *slot != Slot::Open)
+        {
             if slot == Slot::Settled {
                 last = Some(self.first);
                 open += 1;
@@ -137,7 +150,10 @@ impl Window {
             self.first += 1;
         }
         self.settled -= open;
-        last.map(|tag| Frame { tag, multiple: open > 1 })
+        last.map(|tag| Frame {
+            tag,
+            multiple: open > 1,
+        })
     }
 
     fn behind_the_hole(&mut self) -> Vec<Frame> {
@@ -145,7 +161,10 @@ impl Window {
         for (offset, slot) in self.slots.iter_mut().enumerate() {
             if *slot == Slot::Settled {
                 *slot = Slot::Acked;
-                frames.push(Frame { tag: self.first + offset as u64, multiple: false });
+                frames.push(Frame {
+                    tag: self.first + offset as u64,
+                    multiple: false,
+                });
             }
         }
         self.settled = 0;

@@ -42,10 +42,18 @@ impl Address {
         uri.query.heartbeat.get_or_insert(heartbeat);
         let properties =
             ConnectionProperties::default().with_connection_name(LongString::from(name));
-        match tokio::time::timeout(self.connect_timeout, Connection::connect_uri(uri, properties)).await {
+        match tokio::time::timeout(
+            self.connect_timeout,
+            Connection::connect_uri(uri, properties),
+        )
+        .await
+        {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(ConnectError::Broker(self.url.clone(), error)),
-            Err(_) => Err(ConnectError::Timeout(self.url.clone(), self.connect_timeout)),
+            Err(_) => Err(ConnectError::Timeout(
+                self.url.clone(),
+                self.connect_timeout,
+            )),
         }
     }
 }

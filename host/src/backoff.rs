@@ -8,7 +8,9 @@ use std::time::Duration;
 /// The bound of the n-th pause (from 1): `first` doubled n − 1 times, at most `max`.
 pub fn bound(first: Duration, max: Duration, n: u32) -> Duration {
     let doublings = n.saturating_sub(1).min(32);
-    first.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(max)
+    first
+        .saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX))
+        .min(max)
 }
 
 /// The n-th pause, drawn.
@@ -26,7 +28,11 @@ pub struct Backoff {
 
 impl Backoff {
     pub fn new(first: Duration, max: Duration) -> Self {
-        Self { first, max, tries: 0 }
+        Self {
+            first,
+            max,
+            tries: 0,
+        }
     }
 
     /// For servers that are away: from 50 ms to 5 s.

@@ -50,7 +50,12 @@ pub enum Hold {
 pub enum Verdict {
     Committed,
     Duplicate(Fate),
-    Failed { failure: Failure, status: Status, attempts: i32, delay: Duration },
+    Failed {
+        failure: Failure,
+        status: Status,
+        attempts: i32,
+        delay: Duration,
+    },
     /// The waiting row was taken by somebody else, or is not due any more.
     Gone,
 }
@@ -84,9 +89,14 @@ pub enum Setback {
 /// What the transaction will do with an item.
 enum Plan {
     /// Run it; so many attempts came before.
-    Run { attempts: i32 },
+    Run {
+        attempts: i32,
+    },
     /// Record a failure of a key that this transaction has claimed.
-    Fail { failure: Failure, attempts: i32 },
+    Fail {
+        failure: Failure,
+        attempts: i32,
+    },
     /// Park it under an id of its own, and leave its key alone.
     Park(Failure),
     Duplicate(Fate),
@@ -103,7 +113,12 @@ pub async fn attempt(
     items: &mut [Item],
     isolation: Isolation,
 ) -> Result<Committed, Setback> {
-    let pass = Pass { consumer, plugin: consumer.plugin(), lane, isolation };
+    let pass = Pass {
+        consumer,
+        plugin: consumer.plugin(),
+        lane,
+        isolation,
+    };
     let result = pass.run(slot, items).await;
     if result.is_err() {
         roll_back(slot).await;
@@ -226,7 +241,9 @@ impl Pass<'_> {
             item.message = Arc::new(row.message);
             item.identity = self.consumer.rules.identify(&item.message);
             if let Some(key) = row.key {
-                return self.take_waiting(session, item, key, row.fingerprint, attempts).await;
+                return self
+                    .take_waiting(session, item, key, row.fingerprint, attempts)
+                    .await;
             }
         }
         Ok(match &item.identity {
@@ -256,14 +273,26 @@ impl Pass<'_> {
             timestamp_seconds: item.message.timestamp_seconds(),
         };
         if session.take(self.rule(), claim, Fate::Waiting).await? {
-            let partition = item.identity.as_ref().map(|identity| identity.partition).unwrap_or_default();
+            let partition = item
+                .identity
+                .as_ref()
+                .map(|identity| identity.partition)
+                .unwrap_or_default();
             let mut kept = [0; crate::key::FINGERPRINT_BYTES];
             let length = kept.len().min(fingerprint.len());
             kept[..length].copy_from_slice(&fingerprint[..length]);
-            item.identity = Ok(Identity { key: key.clone(), partition, fingerprint: kept });
+            item.identity = Ok(Identity {
+                key: key.clone(),
+                partition,
+                fingerprint: kept,
+            });
             return Ok(Opened::Decided(begin(item, attempts)));
         }
-        let entry = session.entries(self.consumer.id, &[&key]).await?.pop().flatten();
+        let entry = session
+            .entries(self.consumer.id, &[&key])
+            .await?
+            .pop()
+            .flatten();
         match entry.map(|entry| entry.fate) {
             Some(fate @ (Fate::Committed | Fate::Discarded)) => {
                 Ok(Opened::Decided(Plan::Duplicate(fate)))
@@ -331,7 +360,9 @@ impl Pass<'_> {
             // Neither new nor visible: its transaction was rolled back between the two statements.
             let entry = entry.ok_or(ClaimError::Again)?;
             let item = &items[index];
-            let Ok(identity) = &item.identity else { continue };
+            let Ok(identity) = &item.identity else {
+                continue;
+            };
             plans[index] = match judge(&entry, &identity.fingerprint) {
                 Judgement::Duplicate(fate) => Plan::Duplicate(fate),
                 Judgement::Reused(fate) => Plan::Park(reused(key, fate)),
@@ -373,18 +404,29 @@ impl Pass<'_> {
         plan: Plan,
         alone: bool,
     ) -> (Option<Transaction>, Result<Plan, Setback>) {
-        let Plan::Run { attempts } = plan else { return (Some(transaction), Ok(plan)) };
+        let Plan::Run { attempts } = plan else {
+            return (Some(transaction), Ok(plan));
+        };
+        let key = item
+            .identity
+            .as_ref()
+            .map_or(&[][..], |identity| &identity.key);
         let attempt = Attempt {
-            message: &item.message,
-            key: item.identity.as_ref().map(|identity| identity.key.as_slice()).unwrap_or_default(),
-            attempt: u32::try_from(attempts + 1).unwrap_or(1),
+            message: Arc::clone(&item.message),
+            key: Arc::from(key),
+            number: u32::try_from(attempts + 1).unwrap_or(1),
             redelivered: item.redelivered,
             now_micros: crate::clock::now_micros(),
             lane: self.lane,
         };
-        let started = Instant::now();
-        let run = self.plugin.run(&self.consumer.environment, attempt, transaction).await;
-        self.consumer.metrics.handler_seconds.observe(started.elapsed().as_secs_f64());
+        let run = self
+            .plugin
+            .run(&self.consumer.environment, attempt, transaction)
+            .await;
+        self.consumer
+            .metrics
+            .handler_seconds
+            .observe(run.elapsed.as_secs_f64());
         let failure = match (run.verdict, run.transaction) {
             (Ran::Done, Some(kept)) => {
                 return self.keep(kept, run.effects, Plan::Run { attempts }).await;
@@ -407,7 +449,8 @@ impl Pass<'_> {
                 return (None, Err(Setback::Again));
             }
             (Ran::Done | Ran::Ignored(_), None) => {
-                let error = StoreError::Broken("a handler ended well and lost its transaction".into());
+                let error =
+                    StoreError::Broken("a handler ended well and lost its transaction".into());
                 return (None, Err(Setback::Ours(error)));
             }
         };
@@ -460,7 +503,10 @@ impl Pass<'_> {
             };
             if let (Hold::Row(id), false) = (&item.hold, verdict == Verdict::Gone) {
                 let replaced = matches!(&verdict, Verdict::Failed { .. })
-                    && writes.rows.last().is_some_and(|(row, _)| row.key.is_some() && row.id == *id);
+                    && writes
+                        .rows
+                        .last()
+                        .is_some_and(|(row, _)| row.key.is_some() && row.id == *id);
                 if !replaced {
                     writes.removed.push(id.clone());
                 }
@@ -475,11 +521,16 @@ impl Pass<'_> {
         let fate = match verdict {
             Verdict::Committed => Fate::Committed,
             Verdict::Duplicate(fate) => *fate,
-            Verdict::Failed { status: Status::Parked, .. } => Fate::Parked,
+            Verdict::Failed {
+                status: Status::Parked,
+                ..
+            } => Fate::Parked,
             Verdict::Failed { .. } | Verdict::Gone => Fate::Waiting,
         };
         match (&item.identity, &first.identity) {
-            (Ok(own), Ok(other)) if own.fingerprint != other.fingerprint => Err(reused(&own.key, fate)),
+            (Ok(own), Ok(other)) if own.fingerprint != other.fingerprint => {
+                Err(reused(&own.key, fate))
+            }
             _ => Ok(fate),
         }
     }
@@ -487,19 +538,40 @@ impl Pass<'_> {
     fn fail(&self, item: &Item, failure: Failure, attempts: i32, writes: &mut Writes) -> Verdict {
         let attempts = attempts + 1;
         let (status, delay) = waiting::after_failure(&failure, attempts, &self.consumer.retry);
-        let row = waiting::row(self.consumer, self.plugin.digest(), item, &failure, status, attempts);
+        let row = waiting::row(
+            self.consumer,
+            self.plugin.digest(),
+            item,
+            &failure,
+            status,
+            attempts,
+        );
         if let (Some(key), Ok(_)) = (&row.key, &item.identity) {
-            let fate = if status == Status::Parked { Fate::Parked } else { Fate::Waiting };
+            let fate = if status == Status::Parked {
+                Fate::Parked
+            } else {
+                Fate::Waiting
+            };
             writes.settled.push((key.clone(), fate, attempts));
         }
         writes.rows.push((row, delay));
-        Verdict::Failed { failure, status, attempts, delay }
+        Verdict::Failed {
+            failure,
+            status,
+            attempts,
+            delay,
+        }
     }
 
     fn park(&self, item: &Item, failure: Failure, writes: &mut Writes) -> Verdict {
         let row = waiting::parked_row(self.consumer, self.plugin.digest(), item, &failure);
         writes.rows.push((row, Duration::ZERO));
-        Verdict::Failed { failure, status: Status::Parked, attempts: 0, delay: Duration::ZERO }
+        Verdict::Failed {
+            failure,
+            status: Status::Parked,
+            attempts: 0,
+            delay: Duration::ZERO,
+        }
     }
 
     /// Writes the failures and the outbox, and proves that the transaction is still the one that claimed.
@@ -516,28 +588,41 @@ impl Pass<'_> {
             session.waiting_delete(id, &ids).await.map_err(host_error)?;
         }
         if !writes.rows.is_empty() {
-            session.waiting_put(id, &writes.rows).await.map_err(host_error)?;
+            session
+                .waiting_put(id, &writes.rows)
+                .await
+                .map_err(host_error)?;
         }
         if !writes.settled.is_empty() {
             let settlements = writes
                 .settled
                 .iter()
-                .map(|(key, fate, attempts)| Settlement { key, fate: *fate, attempts: *attempts })
+                .map(|(key, fate, attempts)| Settlement {
+                    key,
+                    fate: *fate,
+                    attempts: *attempts,
+                })
                 .collect::<Vec<_>>();
             let settled = session.settle(id, &settlements).await.map_err(host_error)?;
             expect_all("settle", settled, settlements.len())?;
         }
         let mut records = Vec::with_capacity(outgoing.len());
         if !outgoing.is_empty() {
-            let sequences =
-                session.outbox_put(self.consumer.host, &outgoing).await.map_err(host_error)?;
+            let sequences = session
+                .outbox_put(self.consumer.host, &outgoing)
+                .await
+                .map_err(host_error)?;
             expect_all("the outbox", sequences.len() as u64, outgoing.len())?;
             records.extend(
                 sequences
                     .into_iter()
                     .zip(outgoing)
                     .filter(|(_, row)| row.delay.is_none())
-                    .map(|(sequence, row)| OutboxRecord { sequence, attempts: 0, row }),
+                    .map(|(sequence, row)| OutboxRecord {
+                        sequence,
+                        attempts: 0,
+                        row,
+                    }),
             );
         }
         let keys = keys.iter().map(Vec::as_slice).collect::<Vec<_>>();
@@ -561,7 +646,9 @@ enum Opened {
     /// It has a key that has to be claimed.
     Key(Vec<u8>),
     /// Its consumer has switched idempotency off.
-    Keyless { attempts: i32 },
+    Keyless {
+        attempts: i32,
+    },
 }
 
 enum ClaimError {
@@ -578,7 +665,10 @@ impl From<StoreError> for ClaimError {
 /// An item whose key is claimed: it runs, unless it has failed before.
 fn begin(item: &Item, attempts: i32) -> Plan {
     match &item.preset {
-        Some(failure) => Plan::Fail { failure: failure.clone(), attempts },
+        Some(failure) => Plan::Fail {
+            failure: failure.clone(),
+            attempts,
+        },
         None => Plan::Run { attempts },
     }
 }
@@ -598,7 +688,10 @@ fn reused(key: &[u8], fate: Fate) -> Failure {
         again: Again::Never,
         ..Failure::never(
             code::KEY_REUSED,
-            format!("the key {} is known with another payload; that message is {fate}", crate::key::show(key)),
+            format!(
+                "the key {} is known with another payload; that message is {fate}",
+                crate::key::show(key)
+            ),
         )
     }
 }
@@ -620,9 +713,9 @@ fn no_session() -> Setback {
 /// An error of a statement that the host wrote.
 fn host_error(error: StoreError) -> Setback {
     match error.ours() {
-        error @ (StoreError::Conflict(_) | StoreError::LockTimeout(_) | StoreError::TransactionLost(_)) => {
-            Setback::OneByOne(error)
-        }
+        error @ (StoreError::Conflict(_)
+        | StoreError::LockTimeout(_)
+        | StoreError::TransactionLost(_)) => Setback::OneByOne(error),
         error if error.class() == Class::Ours => Setback::Ours(error),
         error => Setback::World(error),
     }

@@ -48,7 +48,14 @@ pub struct Parts {
 
 impl Consumer {
     pub fn new(config: &config::Consumer, parts: Parts) -> Self {
-        let Parts { id, host, store, environment, metrics, plugin } = parts;
+        let Parts {
+            id,
+            host,
+            store,
+            environment,
+            metrics,
+            plugin,
+        } = parts;
         Self {
             name: config.name.clone(),
             queue: config.queue.clone(),
@@ -79,7 +86,9 @@ impl Consumer {
 
     /// How often a message may begin and take the host down with it.
     pub fn max_starts(&self) -> i32 {
-        i32::try_from(self.retry.max_attempts).unwrap_or(i32::MAX).saturating_add(1)
+        i32::try_from(self.retry.max_attempts)
+            .unwrap_or(i32::MAX)
+            .saturating_add(1)
     }
 }
 
@@ -94,4 +103,14 @@ pub fn key_rules(config: &config::Consumer) -> KeyRules {
         fingerprint: config.fingerprint.clone(),
         max_message_bytes: config.max_message_bytes,
     }
+}
+
+/// The rules of the key and of the fingerprint as the store remembers them: a host compares these texts.
+pub fn rule_texts(config: &config::Consumer) -> (String, String) {
+    let sources = config
+        .key
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>();
+    (sources.join(" + "), config.fingerprint.to_string())
 }

@@ -13,7 +13,7 @@ pub mod state;
 use std::sync::Arc;
 
 use crate::failure::{Failure, code};
-use crate::store::{ConsumerId, Constraint, OutboxRow, Rows, Session, StoreError, Traits, Value};
+use crate::store::{Constraint, ConsumerId, OutboxRow, Rows, Session, StoreError, Traits, Value};
 
 use sql::Deferred;
 use state::StateWrite;
@@ -103,7 +103,10 @@ impl Transaction {
         max_bytes: u64,
     ) -> Result<Result<Rows, Constraint>, Fault> {
         self.before_statement().await?;
-        let answer = self.session.query(statement, parameters, max_rows, max_bytes).await;
+        let answer = self
+            .session
+            .query(statement, parameters, max_rows, max_bytes)
+            .await;
         self.after_statement(answer).await
     }
 
@@ -121,12 +124,17 @@ impl Transaction {
     /// Reads a state key as the transaction sees it, the writes of earlier messages included.
     pub async fn state_get(&mut self, key: &str) -> Result<Option<(Vec<u8>, u64)>, Fault> {
         self.before_statement().await?;
-        let answer = self.session.state_get(self.consumer, key).await.map_err(StoreError::ours);
+        let answer = self
+            .session
+            .state_get(self.consumer, key)
+            .await
+            .map_err(StoreError::ours);
         match self.after_statement(answer).await? {
             Ok(entry) => Ok(entry),
-            Err(constraint) => {
-                Err(Fault::Spoiled(StoreError::Broken(format!("reading state: {}", constraint.message))))
-            }
+            Err(constraint) => Err(Fault::Spoiled(StoreError::Broken(format!(
+                "reading state: {}",
+                constraint.message
+            )))),
         }
     }
 
@@ -175,11 +183,17 @@ impl Transaction {
         if !self.touched {
             self.flush().await.map_err(Fault::Spoiled)?;
             if self.isolation == Isolation::Savepoints {
-                self.session.savepoint(MESSAGE).await.map_err(Fault::Spoiled)?;
+                self.session
+                    .savepoint(MESSAGE)
+                    .await
+                    .map_err(Fault::Spoiled)?;
             }
             self.touched = true;
         } else if self.guards_statements() && self.wrote {
-            self.session.savepoint(STATEMENT).await.map_err(Fault::Spoiled)?;
+            self.session
+                .savepoint(STATEMENT)
+                .await
+                .map_err(Fault::Spoiled)?;
         }
         Ok(())
     }
@@ -194,18 +208,23 @@ impl Transaction {
         match answer {
             Ok(value) => {
                 if guarded {
-                    self.session.release(STATEMENT).await.map_err(Fault::Spoiled)?;
+                    self.session
+                        .release(STATEMENT)
+                        .await
+                        .map_err(Fault::Spoiled)?;
                 }
                 self.wrote = true;
                 Ok(Ok(value))
             }
             Err(StoreError::Constraint(constraint)) => {
-                self.after_constraint(guarded).await.map_err(Fault::Spoiled)?;
+                self.after_constraint(guarded)
+                    .await
+                    .map_err(Fault::Spoiled)?;
                 Ok(Err(constraint))
             }
-            Err(error @ (StoreError::Statement { .. } | StoreError::Limit(_))) => {
-                Err(Fault::Failed(Failure::later(error.code(), error.to_string())))
-            }
+            Err(error @ (StoreError::Statement { .. } | StoreError::Limit(_))) => Err(
+                Fault::Failed(Failure::later(error.code(), error.to_string())),
+            ),
             Err(error) => Err(Fault::Spoiled(error)),
         }
     }
@@ -222,7 +241,9 @@ impl Transaction {
         if self.session.alive().await {
             return Ok(());
         }
-        Err(StoreError::TransactionLost("a constraint refused a statement that no savepoint guards".into()))
+        Err(StoreError::TransactionLost(
+            "a constraint refused a statement that no savepoint guards".into(),
+        ))
     }
 
     fn guards_statements(&self) -> bool {

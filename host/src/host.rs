@@ -23,7 +23,7 @@ use crate::source::amqp::AmqpSource;
 use crate::source::embedded::EmbeddedSource;
 use crate::{sweep, waiting};
 
-pub use start::{StartError, open_store};
+pub use start::{StartError, broker_address, open_store, rules};
 
 /// Works that an inbox holds beside the prefetch: rows of `hapax_waiting` that were handed over.
 const WAITING_CAPACITY: usize = 256;
@@ -60,15 +60,22 @@ impl Host {
     pub async fn start(config: Arc<config::Config>) -> Result<Self, StartError> {
         let metrics = Metrics::new();
         let parts = start::parts(&config, &metrics).await?;
-        let readiness = Arc::new(Readiness::new(parts.consumers.iter().map(|(consumer, _)| {
-            (consumer.name.clone(), consumer.metrics.up.clone())
-        })));
+        let readiness = Arc::new(Readiness::new(
+            parts
+                .consumers
+                .iter()
+                .map(|(consumer, _)| Arc::clone(consumer)),
+        ));
         let servers = http::Servers::start(&config, &metrics, &readiness, &parts.store)
             .await
             .map_err(StartError::Listen)?;
 
-        let (relay, handle) =
-            Relay::new(Arc::clone(&parts.store), parts.host, parts.publisher, metrics.relay().clone());
+        let (relay, handle) = Relay::new(
+            Arc::clone(&parts.store),
+            parts.host,
+            parts.publisher,
+            metrics.relay().clone(),
+        );
         let mut host = Self {
             stop: CancellationToken::new(),
             finish: CancellationToken::new(),
@@ -82,7 +89,13 @@ impl Host {
         };
         host.relay = tokio::spawn(relay.run(host.drain_relay.clone(), host.give_up.clone()));
         for (consumer, settings) in parts.consumers {
-            host.start_consumer(consumer, settings, &handle, parts.broker.as_ref(), &readiness);
+            host.start_consumer(
+                consumer,
+                settings,
+                &handle,
+                parts.broker.as_ref(),
+                &readiness,
+            );
         }
         Ok(host)
     }
@@ -102,8 +115,13 @@ impl Host {
         for (number, inbox) in inboxes.into_iter().enumerate() {
             self.start_lane(&consumer, number, inbox, relay, &stop, readiness);
         }
-        self.workers.spawn(waiting::run(Arc::clone(&consumer), lanes.clone(), stop.clone()));
-        self.workers.spawn(sweep::run(Arc::clone(&consumer), stop.clone()));
+        self.workers.spawn(waiting::run(
+            Arc::clone(&consumer),
+            lanes.clone(),
+            stop.clone(),
+        ));
+        self.workers
+            .spawn(sweep::run(Arc::clone(&consumer), stop.clone()));
         let feed = Feed {
             consumer,
             lanes,
@@ -113,8 +131,11 @@ impl Host {
         };
         match broker {
             Some(address) => {
-                let source =
-                    AmqpSource { feed, address: address.clone(), declare: settings.declare.clone() };
+                let source = AmqpSource {
+                    feed,
+                    address: address.clone(),
+                    declare: settings.declare.clone(),
+                };
                 self.sources.spawn(source.run());
             }
             None => {
@@ -133,7 +154,13 @@ impl Host {
         readiness: &Arc<Readiness>,
     ) {
         let number = i16::try_from(number).expect("the configuration bounds the lanes");
-        let lane = Lane::new(Arc::clone(consumer), number, inbox, relay.clone(), stop.clone());
+        let lane = Lane::new(
+            Arc::clone(consumer),
+            number,
+            inbox,
+            relay.clone(),
+            stop.clone(),
+        );
         let (stop, readiness, name) = (stop.clone(), Arc::clone(readiness), consumer.name.clone());
         let up = consumer.metrics.up.clone();
         self.workers.spawn(async move {
@@ -164,17 +191,25 @@ impl Host {
     async fn drain(mut self) -> Exit {
         let limit = self.config.host.shutdown_timeout;
         tracing::info!(timeout_seconds = limit.as_secs_f64(), "Draining");
-        let drained = tokio::time::timeout(limit, self.drain_steps()).await.is_ok();
+        let drained = tokio::time::timeout(limit, self.drain_steps())
+            .await
+            .is_ok();
         self.give_up.cancel();
         if !drained {
-            tracing::warn!("The drain was not finished in time; what is not acknowledged comes again");
+            tracing::warn!(
+                "The drain was not finished in time; what is not acknowledged comes again"
+            );
             // The relay and the sources close their connections when their tasks are dropped.
             self.relay.abort();
             self.sources.abort_all();
             self.workers.abort_all();
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.servers.stop()).await;
-        if drained { Exit::Drained } else { Exit::TimedOut }
+        if drained {
+            Exit::Drained
+        } else {
+            Exit::TimedOut
+        }
     }
 
     async fn drain_steps(&mut self) {

@@ -61,11 +61,18 @@ impl KeyRules {
             ));
         }
         let body = Body::new(message);
-        let key = if self.key.is_empty() { Vec::new() } else { join(&self.key, message, &body)? };
+        let key = if self.key.is_empty() {
+            Vec::new()
+        } else {
+            join(&self.key, message, &body)?
+        };
         if key.len() > MAX_KEY_BYTES {
             return Err(Failure::never(
                 code::KEY_INVALID,
-                format!("the key has {} bytes; at most {MAX_KEY_BYTES} are allowed", key.len()),
+                format!(
+                    "the key has {} bytes; at most {MAX_KEY_BYTES} are allowed",
+                    key.len()
+                ),
             ));
         }
         // A message without a partition is its own partition: it waits for nobody.
@@ -73,7 +80,11 @@ impl KeyRules {
             Ok(partition) if !partition.is_empty() => partition_number(&partition),
             _ => partition_number(&key),
         };
-        Ok(Identity { partition, fingerprint: fingerprint(&self.fingerprint, message, &body), key })
+        Ok(Identity {
+            partition,
+            fingerprint: fingerprint(&self.fingerprint, message, &body),
+            key,
+        })
     }
 }
 
@@ -85,11 +96,16 @@ struct Body<'a> {
 
 impl<'a> Body<'a> {
     fn new(message: &'a Message) -> Self {
-        Self { bytes: &message.body, json: std::cell::OnceCell::new() }
+        Self {
+            bytes: &message.body,
+            json: std::cell::OnceCell::new(),
+        }
     }
 
     fn json(&self) -> Option<&Value> {
-        self.json.get_or_init(|| serde_json::from_slice(self.bytes).ok()).as_ref()
+        self.json
+            .get_or_init(|| serde_json::from_slice(self.bytes).ok())
+            .as_ref()
     }
 }
 
@@ -113,12 +129,17 @@ fn read(source: &KeySource, message: &Message, body: &Body<'_>) -> Result<Vec<u8
         KeySource::MessageId => message.property("message-id").map(String::into_bytes),
         KeySource::Property(property) => message.property(property.name()).map(String::into_bytes),
         KeySource::RoutingKey => Some(message.routing_key.clone().into_bytes()),
-        KeySource::Header(name) => match message.headers().and_then(|all| all.inner().get(name.as_str())) {
+        KeySource::Header(name) => match message
+            .headers()
+            .and_then(|all| all.inner().get(name.as_str()))
+        {
             Some(value) => header_bytes(source, value)?,
             None => None,
         },
         KeySource::Body(pointer) => {
-            let json = body.json().ok_or_else(|| invalid(source, "cannot be read: the body is not JSON"))?;
+            let json = body
+                .json()
+                .ok_or_else(|| invalid(source, "cannot be read: the body is not JSON"))?;
             match json.pointer(pointer.as_str()) {
                 Some(value) => json_bytes(source, value)?,
                 None => None,
@@ -127,8 +148,14 @@ fn read(source: &KeySource, message: &Message, body: &Body<'_>) -> Result<Vec<u8
     };
     match value {
         Some(value) if !value.is_empty() => Ok(value),
-        Some(_) => Err(Failure::never(code::KEY_MISSING, format!("{source} is empty"))),
-        None => Err(Failure::never(code::KEY_MISSING, format!("{source} is not in the message"))),
+        Some(_) => Err(Failure::never(
+            code::KEY_MISSING,
+            format!("{source} is empty"),
+        )),
+        None => Err(Failure::never(
+            code::KEY_MISSING,
+            format!("{source} is not in the message"),
+        )),
     }
 }
 
@@ -164,10 +191,17 @@ fn header_bytes(source: &KeySource, value: &AMQPValue) -> Result<Option<Vec<u8>>
         AMQPValue::LongLongInt(number) => number.to_string().into_bytes(),
         AMQPValue::Timestamp(seconds) => seconds.to_string().into_bytes(),
         AMQPValue::Float(_) | AMQPValue::Double(_) | AMQPValue::DecimalValue(_) => {
-            return Err(invalid(source, "is a fraction, which has no one text; send it as a string"));
+            return Err(invalid(
+                source,
+                "is a fraction, which has no one text; send it as a string",
+            ));
         }
-        AMQPValue::FieldArray(_) => return Err(invalid(source, "is an array, and a key is a single value")),
-        AMQPValue::FieldTable(_) => return Err(invalid(source, "is a table, and a key is a single value")),
+        AMQPValue::FieldArray(_) => {
+            return Err(invalid(source, "is an array, and a key is a single value"));
+        }
+        AMQPValue::FieldTable(_) => {
+            return Err(invalid(source, "is a table, and a key is a single value"));
+        }
     }))
 }
 
@@ -189,7 +223,11 @@ fn fingerprint(rule: &Fingerprint, message: &Message, body: &Body<'_>) -> [u8; F
         }
         (Fingerprint::Except(pointers), Some(json)) => hash.json(&without(json, pointers)),
     }
-    *hash.0.finalize().first_chunk().expect("SHA-256 has 32 bytes")
+    *hash
+        .0
+        .finalize()
+        .first_chunk()
+        .expect("SHA-256 has 32 bytes")
 }
 
 struct Hasher(Sha256);
@@ -211,18 +249,29 @@ impl Hasher {
 fn without(json: &Value, pointers: &[Pointer]) -> Value {
     let mut rest = json.clone();
     for pointer in pointers {
-        let Some((last, parents)) = pointer.tokens().split_last() else { return Value::Null };
-        let parent = parents.iter().try_fold(&mut rest, |value, token| match value {
-            Value::Object(members) => members.get_mut(token),
-            Value::Array(items) => token.parse::<usize>().ok().and_then(|index| items.get_mut(index)),
-            _ => None,
-        });
+        let Some((last, parents)) = pointer.tokens().split_last() else {
+            return Value::Null;
+        };
+        let parent = parents
+            .iter()
+            .try_fold(&mut rest, |value, token| match value {
+                Value::Object(members) => members.get_mut(token),
+                Value::Array(items) => token
+                    .parse::<usize>()
+                    .ok()
+                    .and_then(|index| items.get_mut(index)),
+                _ => None,
+            });
         match parent {
             Some(Value::Object(members)) => {
                 members.remove(last);
             }
             Some(Value::Array(items)) => {
-                if let Some(item) = last.parse::<usize>().ok().and_then(|index| items.get_mut(index)) {
+                if let Some(item) = last
+                    .parse::<usize>()
+                    .ok()
+                    .and_then(|index| items.get_mut(index))
+                {
                     *item = Value::Null;
                 }
             }

@@ -54,7 +54,12 @@ pub enum Origin {
 
 impl Work {
     /// A message that the broker has delivered.
-    pub fn delivered(consumer: &Consumer, message: Message, redelivered: bool, origin: Origin) -> Self {
+    pub fn delivered(
+        consumer: &Consumer,
+        message: Message,
+        redelivered: bool,
+        origin: Origin,
+    ) -> Self {
         let identity = consumer.rules.identify(&message);
         let item = Item {
             message: Arc::new(message),
@@ -64,7 +69,11 @@ impl Work {
             preset: None,
             received: Instant::now(),
         };
-        Self { item, origin, alone: redelivered }
+        Self {
+            item,
+            origin,
+            alone: redelivered,
+        }
     }
 
     /// A row of `hapax_waiting`; its content is read when it runs.
@@ -83,7 +92,11 @@ impl Work {
             preset: None,
             received: Instant::now(),
         };
-        Self { item, origin, alone: true }
+        Self {
+            item,
+            origin,
+            alone: true,
+        }
     }
 
     fn is_forgotten(&self) -> bool {
@@ -165,16 +178,20 @@ impl Lane {
         };
         match ended {
             Ended::Stopped => Ok(()),
-            Ended::Broken(error) => {
-                Err(Broken { consumer: self.consumer.name.clone(), error })
-            }
+            Ended::Broken(error) => Err(Broken {
+                consumer: self.consumer.name.clone(),
+                error,
+            }),
         }
     }
 
     /// One batch, from the inbox to its acknowledgement.
     async fn turn(&mut self) -> Result<(), Ended> {
         let patience = (!self.later.is_empty()).then_some(Duration::from_millis(100));
-        let limits = crate::consumer::BatchLimits { messages: self.width, ..self.consumer.batch };
+        let limits = crate::consumer::BatchLimits {
+            messages: self.width,
+            ..self.consumer.batch
+        };
         let batch = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Ended::Stopped),
@@ -189,7 +206,10 @@ impl Lane {
             self.settle_alone(work).await?;
         }
         let mut together = Vec::with_capacity(batch.len());
-        let batch = batch.into_iter().filter(|work| !work.is_forgotten()).collect();
+        let batch = batch
+            .into_iter()
+            .filter(|work| !work.is_forgotten())
+            .collect();
         for work in self.recognise(batch).await? {
             if work.alone {
                 self.settle(std::mem::take(&mut together)).await?;
@@ -206,7 +226,12 @@ impl Lane {
         let keys = batch
             .iter()
             .filter(|work| work.may_be_known())
-            .map(|work| work.item.identity.as_ref().map_or_else(|_| Vec::new(), |known| known.key.clone()))
+            .map(|work| {
+                work.item
+                    .identity
+                    .as_ref()
+                    .map_or_else(|_| Vec::new(), |known| known.key.clone())
+            })
             .collect::<Vec<_>>();
         if keys.is_empty() {
             return Ok(batch);
@@ -224,8 +249,11 @@ impl Lane {
                 Err(error) => self.pause(&mut trouble, &error).await?,
             }
         };
-        for ((work, key), entry) in
-            batch.iter_mut().filter(|work| work.may_be_known()).zip(keys).zip(entries)
+        for ((work, key), entry) in batch
+            .iter_mut()
+            .filter(|work| work.may_be_known())
+            .zip(keys)
+            .zip(entries)
         {
             // Without a key there is nothing to record a start under.
             work.alone = !key.is_empty() && entry.is_none_or(|entry| entry.fate == Fate::Started);
@@ -258,7 +286,12 @@ impl Lane {
             work.item.preset = Some(Failure::never(code::CRASH_LOOP, text));
         }
         let hold = work.item.hold.clone();
-        let key = work.item.identity.as_ref().ok().map(|known| known.key.clone());
+        let key = work
+            .item
+            .identity
+            .as_ref()
+            .ok()
+            .map(|known| known.key.clone());
         let settled = self.settle_alone(work).await;
         if matches!(settled, Err(Ended::Stopped)) {
             // The world failed, not the message: what it was charged with is taken back.
@@ -273,7 +306,9 @@ impl Lane {
         if let Hold::Row(id) = &item.hold {
             return session.waiting_start(consumer.id, id).await;
         }
-        let Ok(identity) = &item.identity else { return Ok(None) };
+        let Ok(identity) = &item.identity else {
+            return Ok(None);
+        };
         let plugin = consumer.plugin();
         let rule = ClaimRule {
             consumer: consumer.id,
@@ -292,7 +327,9 @@ impl Lane {
 
     async fn undo_start(&mut self, hold: &Hold, key: Option<&[u8]>) {
         let id = self.consumer.id;
-        let Ok(session) = self.connect().await else { return };
+        let Ok(session) = self.connect().await else {
+            return;
+        };
         let undone = match (hold, key) {
             (Hold::Row(row), _) => session.waiting_unstart(id, row).await,
             (Hold::Started(_), Some(key)) => session.undo_start(id, key).await,
@@ -311,8 +348,10 @@ impl Lane {
             }
             return Ok(());
         }
-        let (mut items, origins): (Vec<Item>, Vec<Origin>) =
-            works.into_iter().map(|work| (work.item, work.origin)).unzip();
+        let (mut items, origins): (Vec<Item>, Vec<Origin>) = works
+            .into_iter()
+            .map(|work| (work.item, work.origin))
+            .unzip();
         let mut trouble = Backoff::for_servers();
         loop {
             let started = Instant::now();
@@ -343,14 +382,23 @@ impl Lane {
             }
         }
         for (item, origin) in items.into_iter().zip(origins) {
-            self.settle_alone(Work { item, origin, alone: false }).await?;
+            self.settle_alone(Work {
+                item,
+                origin,
+                alone: false,
+            })
+            .await?;
         }
         Ok(())
     }
 
     /// Commits one message by itself, where everything that fails is told apart.
     async fn settle_alone(&mut self, work: Work) -> Result<(), Ended> {
-        let Work { mut item, origin, alone } = work;
+        let Work {
+            mut item,
+            origin,
+            alone,
+        } = work;
         let mut trouble = Backoff::for_servers();
         let (mut conflicts, mut poison) = (0, 0);
         loop {
@@ -373,7 +421,11 @@ impl Lane {
                     self.pause(&mut trouble, &error).await?;
                 }
                 Setback::Busy(_) => {
-                    self.later.push(Work { item, origin, alone });
+                    self.later.push(Work {
+                        item,
+                        origin,
+                        alone,
+                    });
                     return Ok(());
                 }
                 Setback::World(error) => {
@@ -393,16 +445,31 @@ impl Lane {
     /// One transaction over these items.
     async fn attempt(&mut self, items: &mut [Item]) -> Result<Committed, Setback> {
         self.connect().await.map_err(Setback::World)?;
-        let isolation =
-            if self.cautious > 0 { Isolation::Savepoints } else { Isolation::Optimistic };
+        let isolation = if self.cautious > 0 {
+            Isolation::Savepoints
+        } else {
+            Isolation::Optimistic
+        };
         let started = Instant::now();
-        let result =
-            commit::attempt(&self.consumer, self.number, &mut self.session, items, isolation).await;
+        let result = commit::attempt(
+            &self.consumer,
+            self.number,
+            &mut self.session,
+            items,
+            isolation,
+        )
+        .await;
         match &result {
             Ok(_) => {
                 self.cautious = self.cautious.saturating_sub(1);
-                self.consumer.metrics.batch_seconds.observe(started.elapsed().as_secs_f64());
-                self.consumer.metrics.batch_messages.observe(items.len() as f64);
+                self.consumer
+                    .metrics
+                    .batch_seconds
+                    .observe(started.elapsed().as_secs_f64());
+                self.consumer
+                    .metrics
+                    .batch_messages
+                    .observe(items.len() as f64);
             }
             Err(Setback::World(StoreError::InDoubt(_))) => self.relay.recover(self.number),
             Err(_) => {}
@@ -415,7 +482,9 @@ impl Lane {
         self.relay.publish(committed.outgoing);
         let mut acks: Option<(Arc<AckQueue>, Vec<u64>)> = None;
         for origin in &origins {
-            let Origin::Queue { acks: queue, tag } = origin else { continue };
+            let Origin::Queue { acks: queue, tag } = origin else {
+                continue;
+            };
             match &mut acks {
                 Some((same, tags)) if Arc::ptr_eq(same, queue) => tags.push(*tag),
                 _ => {
@@ -449,13 +518,23 @@ impl Lane {
         match verdict {
             Verdict::Committed => {
                 metrics.committed.inc();
-                metrics.end_to_end_seconds.observe(item.received.elapsed().as_secs_f64());
+                metrics
+                    .end_to_end_seconds
+                    .observe(item.received.elapsed().as_secs_f64());
             }
             Verdict::Duplicate(fate) => metrics.duplicate(&format!("{fate:?}").to_lowercase()),
             Verdict::Gone => {}
-            Verdict::Failed { failure, status, attempts, delay } => {
+            Verdict::Failed {
+                failure,
+                status,
+                attempts,
+                delay,
+            } => {
                 metrics.failed(failure.code.0);
-                let key = item.identity.as_ref().map(|known| crate::key::show(&known.key));
+                let key = item
+                    .identity
+                    .as_ref()
+                    .map(|known| crate::key::show(&known.key));
                 let key = key.unwrap_or_default();
                 if *status == crate::store::Status::Parked {
                     metrics.parked(failure.code.0);

@@ -108,30 +108,110 @@ impl Metrics {
         }
         let by_time = || Family::new_with_constructor(seconds as fn() -> Histogram);
         let relay = Relay {
-            confirmed: register!("relay_confirmed", "Outbox messages that the broker has confirmed", Family::default()),
-            returned: register!("relay_returned", "Outbox messages that the broker could not route", Family::default()),
-            failed: register!("relay_failed", "Outbox messages whose publish failed and will be tried again", Family::default()),
-            dropped: register!("relay_dropped", "Unroutable outbox messages dropped as their target says", Family::default()),
-            in_memory: register!("relay_in_memory", "Outbox messages that this host holds in memory", Gauge::default()),
-            depth: register!("outbox_depth", "Rows in the outbox of the store", Gauge::default()),
-            oldest_seconds: register!("outbox_oldest_seconds", "Age of the oldest outbox row that is not delayed", Gauge::default()),
-            publish_seconds: register!("relay_publish_seconds", "From the commit to the broker's confirm", seconds()),
+            confirmed: register!(
+                "relay_confirmed",
+                "Outbox messages that the broker has confirmed",
+                Family::default()
+            ),
+            returned: register!(
+                "relay_returned",
+                "Outbox messages that the broker could not route",
+                Family::default()
+            ),
+            failed: register!(
+                "relay_failed",
+                "Outbox messages whose publish failed and will be tried again",
+                Family::default()
+            ),
+            dropped: register!(
+                "relay_dropped",
+                "Unroutable outbox messages dropped as their target says",
+                Family::default()
+            ),
+            in_memory: register!(
+                "relay_in_memory",
+                "Outbox messages that this host holds in memory",
+                Gauge::default()
+            ),
+            depth: register!(
+                "outbox_depth",
+                "Rows in the outbox of the store",
+                Gauge::default()
+            ),
+            oldest_seconds: register!(
+                "outbox_oldest_seconds",
+                "Age of the oldest outbox row that is not delayed",
+                Gauge::default()
+            ),
+            publish_seconds: register!(
+                "relay_publish_seconds",
+                "From the commit to the broker's confirm",
+                seconds()
+            ),
         };
         Self {
-            deliveries: register!("deliveries", "Messages that the broker has delivered", Family::default()),
-            redeliveries: register!("redeliveries", "Deliveries that the broker marked as redelivered", Family::default()),
-            duplicates: register!("duplicates", "Deliveries recognised as duplicates, by the fate of their key", Family::default()),
-            committed: register!("committed", "Messages whose handler succeeded and whose transaction committed", Family::default()),
-            ignored: register!("ignored", "Committed messages for which the handler had nothing to do", Family::default()),
+            deliveries: register!(
+                "deliveries",
+                "Messages that the broker has delivered",
+                Family::default()
+            ),
+            redeliveries: register!(
+                "redeliveries",
+                "Deliveries that the broker marked as redelivered",
+                Family::default()
+            ),
+            duplicates: register!(
+                "duplicates",
+                "Deliveries recognised as duplicates, by the fate of their key",
+                Family::default()
+            ),
+            committed: register!(
+                "committed",
+                "Messages whose handler succeeded and whose transaction committed",
+                Family::default()
+            ),
+            ignored: register!(
+                "ignored",
+                "Committed messages for which the handler had nothing to do",
+                Family::default()
+            ),
             failed: register!("failed", "Failed attempts, by code", Family::default()),
             parked: register!("parked", "Messages parked, by code", Family::default()),
-            setbacks: register!("setbacks", "Batches that were rolled back and ran again, by reason", Family::default()),
-            batch_messages: register!("batch_messages", "Messages in a committed transaction", Family::new_with_constructor(messages as fn() -> Histogram)),
-            batch_seconds: register!("batch_seconds", "From taking a batch to its commit", by_time()),
-            handler_seconds: register!("handler_seconds", "One execution of the handler, host calls included", by_time()),
-            end_to_end_seconds: register!("end_to_end_seconds", "From delivery to commit", by_time()),
-            swept: register!("swept", "Expired ledger rows that were removed", Family::default()),
-            up: register!("consumer_up", "1 while the consumer takes messages", Family::default()),
+            setbacks: register!(
+                "setbacks",
+                "Batches that were rolled back and ran again, by reason",
+                Family::default()
+            ),
+            batch_messages: register!(
+                "batch_messages",
+                "Messages in a committed transaction",
+                Family::new_with_constructor(messages as fn() -> Histogram)
+            ),
+            batch_seconds: register!(
+                "batch_seconds",
+                "From taking a batch to its commit",
+                by_time()
+            ),
+            handler_seconds: register!(
+                "handler_seconds",
+                "One execution of the handler, host calls included",
+                by_time()
+            ),
+            end_to_end_seconds: register!(
+                "end_to_end_seconds",
+                "From delivery to commit",
+                by_time()
+            ),
+            swept: register!(
+                "swept",
+                "Expired ledger rows that were removed",
+                Family::default()
+            ),
+            up: register!(
+                "consumer_up",
+                "1 while the consumer takes messages",
+                Family::default()
+            ),
             relay,
             // Last: the lines above still register.
             registry: Arc::new(registry),
@@ -151,7 +231,9 @@ impl Metrics {
 
     /// The metrics of one consumer, at zero from the start so that a rate never misses the first event.
     pub fn consumer(&self, name: &str) -> ConsumerMetrics {
-        let label = ConsumerLabel { consumer: name.to_owned() };
+        let label = ConsumerLabel {
+            consumer: name.to_owned(),
+        };
         ConsumerMetrics {
             name: name.to_owned(),
             deliveries: self.deliveries.get_or_create_owned(&label),
@@ -177,7 +259,10 @@ impl Default for Metrics {
 
 impl ConsumerMetrics {
     pub fn duplicate(&self, fate: &str) {
-        let label = FateLabel { consumer: self.name.clone(), fate: fate.to_owned() };
+        let label = FateLabel {
+            consumer: self.name.clone(),
+            fate: fate.to_owned(),
+        };
         self.all.duplicates.get_or_create(&label).inc();
     }
 
@@ -194,6 +279,9 @@ impl ConsumerMetrics {
     }
 
     fn code(&self, code: &str) -> CodeLabel {
-        CodeLabel { consumer: self.name.clone(), code: code.to_owned() }
+        CodeLabel {
+            consumer: self.name.clone(),
+            code: code.to_owned(),
+        }
     }
 }

@@ -71,7 +71,11 @@ pub fn bytes(bytes: &[u8]) -> String {
 /// At most `width` characters, the last of them an ellipsis where something is missing.
 pub fn cut(text: &str, width: usize) -> String {
     match text.char_indices().nth(width) {
-        Some(_) => text.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
+        Some(_) => text
+            .chars()
+            .take(width.saturating_sub(1))
+            .chain(['…'])
+            .collect(),
         None => text.to_owned(),
     }
 }
@@ -103,22 +107,32 @@ pub struct Table {
 
 impl Table {
     pub fn new(header: &'static [&'static str]) -> Self {
-        Self { header, rows: Vec::new() }
+        Self {
+            header,
+            rows: Vec::new(),
+        }
     }
 
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().map(|cell| clean(&cell)).collect());
+        self.rows
+            .push(cells.into_iter().map(|cell| clean(&cell)).collect());
     }
 
     /// For standard output as it is: columns on a terminal, tab-separated fields elsewhere.
     pub fn render(&self) -> String {
-        if io::stdout().is_terminal() { self.columns(None) } else { self.fields() }
+        if io::stdout().is_terminal() {
+            self.columns(None)
+        } else {
+            self.fields()
+        }
     }
 
     /// One line a row; the last column is cut where the terminal ends.
     fn columns(&self, width: Option<u16>) -> String {
         let mut table = comfy_table::Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table
+            .load_preset(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Dynamic);
         if let Some(width) = width.or_else(|| table.width().is_none().then_some(WIDTH)) {
             table.set_width(width);
         }
@@ -153,7 +167,10 @@ mod tests {
 
     fn table() -> Table {
         let mut table = Table::new(&["id", "error"]);
-        table.row(["3f2a".into(), "no row in t_users, or a very long explanation of it".into()]);
+        table.row([
+            "3f2a".into(),
+            "no row in t_users, or a very long explanation of it".into(),
+        ]);
         table.row(["0c".into(), "two\nlines\tand \u{1b}[31mred".into()]);
         table
     }
@@ -161,7 +178,10 @@ mod tests {
     #[test]
     fn nothing_from_a_message_can_steer_a_terminal() {
         let text = "a\u{1b}[2J\u{7}\r\n\u{9b}\u{202e}\u{0}é✓";
-        assert_eq!(clean(text), "a\\u{1b}[2J\\u{7}\\r\\n\\u{9b}\\u{202e}\\u{0}é✓");
+        assert_eq!(
+            clean(text),
+            "a\\u{1b}[2J\\u{7}\\r\\n\\u{9b}\\u{202e}\\u{0}é✓"
+        );
         assert_eq!(clean_lines("a\n\tb\r\u{1b}"), "a\n\tb\\r\\u{1b}");
     }
 
@@ -198,7 +218,10 @@ mod tests {
     fn a_terminal_gets_rows_of_one_line_that_fit() {
         let text = table().columns(Some(30));
         assert_eq!(text.lines().count(), 3, "{text}");
-        assert!(text.lines().all(|line| line.chars().count() <= 30), "{text}");
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 30),
+            "{text}"
+        );
         assert!(text.contains("3f2a"), "{text}");
     }
 }

@@ -88,7 +88,8 @@ impl Memory {
 
     fn add(&self, records: &[OutboxRecord]) {
         self.rows.fetch_add(records.len(), Ordering::AcqRel);
-        self.bytes.fetch_add(records.iter().map(record_bytes).sum(), Ordering::AcqRel);
+        self.bytes
+            .fetch_add(records.iter().map(record_bytes).sum(), Ordering::AcqRel);
     }
 
     fn remove(&self, record: &OutboxRecord) {
@@ -169,7 +170,10 @@ impl Relay {
     ) -> (Self, RelayHandle) {
         let (sender, commands) = mpsc::unbounded_channel();
         let memory = Arc::new(Memory::default());
-        let handle = RelayHandle { commands: sender, memory: Arc::clone(&memory) };
+        let handle = RelayHandle {
+            commands: sender,
+            memory: Arc::clone(&memory),
+        };
         let relay = Self {
             store,
             host,
@@ -237,7 +241,9 @@ impl Relay {
                 Err(_) => break,
             }
         }
-        self.metrics.in_memory.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
+        self.metrics
+            .in_memory
+            .set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
     }
 
     /// Takes rows in that are counted already.
@@ -256,7 +262,9 @@ impl Relay {
             return self.next_poll.saturating_duration_since(Instant::now());
         }
         match self.store_retry {
-            Some(at) => at.saturating_duration_since(Instant::now()).min(BLOCKED_PAUSE),
+            Some(at) => at
+                .saturating_duration_since(Instant::now())
+                .min(BLOCKED_PAUSE),
             None if self.sent.is_empty() && self.recover.is_empty() => BLOCKED_PAUSE,
             None => Duration::ZERO,
         }
@@ -282,12 +290,16 @@ impl Relay {
             self.recover.pop();
         }
         if !draining && Instant::now() >= self.next_poll && !self.memory.is_full() {
-            let Some(session) = self.session.as_mut() else { return Ok(()) };
+            let Some(session) = self.session.as_mut() else {
+                return Ok(());
+            };
             let limit = u32::try_from(BLOCK_ROWS).unwrap_or(u32::MAX);
             let records = session.outbox_take(host, limit).await?;
             let full = records.len() == BLOCK_ROWS;
             let depth = session.outbox_depth().await?;
-            self.metrics.depth.set(i64::try_from(depth.rows).unwrap_or(i64::MAX));
+            self.metrics
+                .depth
+                .set(i64::try_from(depth.rows).unwrap_or(i64::MAX));
             self.metrics.oldest_seconds.set(depth.oldest_seconds);
             self.memory.add(&records);
             self.adopt(records);
@@ -325,7 +337,11 @@ impl Relay {
             }
         };
         let publish = async {
-            if block.is_empty() { Ok(Vec::new()) } else { self.publisher.publish(&block).await }
+            if block.is_empty() {
+                Ok(Vec::new())
+            } else {
+                self.publisher.publish(&block).await
+            }
         };
         let (removed, published) = tokio::join!(remove, publish);
         if removed.is_err() {
@@ -351,13 +367,17 @@ impl Relay {
 
     async fn settle(&mut self, block: Vec<OutboxRecord>, results: Vec<Sent>) {
         for (record, result) in block.into_iter().zip(results) {
-            let label = TargetLabel { target: record.row.target.clone() };
+            let label = TargetLabel {
+                target: record.row.target.clone(),
+            };
             self.memory.remove(&record);
             let trouble = match result {
                 Sent::Confirmed => {
                     self.metrics.confirmed.get_or_create(&label).inc();
                     if let Some(since) = self.queue.since(record.sequence) {
-                        self.metrics.publish_seconds.observe(since.elapsed().as_secs_f64());
+                        self.metrics
+                            .publish_seconds
+                            .observe(since.elapsed().as_secs_f64());
                     }
                     self.sent.push(record.sequence);
                     continue;
@@ -382,7 +402,9 @@ impl Relay {
 
     /// Leaves a row in the table, due later, and out of this host's memory.
     async fn keep_for_later(&mut self, record: OutboxRecord, trouble: String) {
-        let attempts = u32::try_from(record.attempts).unwrap_or(0).saturating_add(1);
+        let attempts = u32::try_from(record.attempts)
+            .unwrap_or(0)
+            .saturating_add(1);
         let delay = backoff::bound(RETRY_FIRST, RETRY_MAX, attempts);
         tracing::warn!(
             target_name = %record.row.target, exchange = %record.row.message.exchange,

@@ -20,6 +20,9 @@ mod text;
 mod trap;
 mod wasi;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -140,7 +143,7 @@ impl Plugin {
             Ok(Err(error)) => with_output(trap::verdict(error, &output), &output),
             Err(_) => with_output(Verdict::Failed(wall_limit(&environment.limits)), &output),
         };
-        imports::log_output(&guest, &output);
+        imports::log_output(&mut guest, &output);
         let kept = matches!(verdict, Verdict::Done | Verdict::Ignored(_));
         Run {
             verdict,

@@ -34,7 +34,11 @@ impl Feed {
         if work.item.redelivered {
             metrics.redeliveries.inc();
         }
-        let partition = work.item.identity.as_ref().map_or(0, |identity| identity.partition);
+        let partition = work
+            .item
+            .identity
+            .as_ref()
+            .map_or(0, |identity| identity.partition);
         self.lanes.send(partition, work).await;
     }
 
@@ -42,7 +46,14 @@ impl Feed {
     async fn ledger_answers(&self) -> bool {
         let mut trouble = Backoff::for_servers();
         loop {
-            let answer = async { self.consumer.store.session("hapax source").await?.ping().await };
+            let answer = async {
+                self.consumer
+                    .store
+                    .session("hapax source")
+                    .await?
+                    .ping()
+                    .await
+            };
             let error = tokio::select! {
                 () = self.stop.cancelled() => return false,
                 answer = answer => match answer {

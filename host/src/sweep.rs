@@ -24,7 +24,9 @@ const WALK_PAUSE_MAX: Duration = Duration::from_secs(3600);
 
 /// Walks until told to stop. Returns at once for a consumer that remembers forever.
 pub async fn run(consumer: Arc<Consumer>, stop: CancellationToken) {
-    let Some(retention) = consumer.retention else { return };
+    let Some(retention) = consumer.retention else {
+        return;
+    };
     let pause = (retention / 100).clamp(WALK_PAUSE_MIN, WALK_PAUSE_MAX);
     let mut trouble = Backoff::for_servers();
     loop {

@@ -15,7 +15,9 @@ const SILENCED: &str = "lapin=off,async_rs=off,sqlx=error,wasmtime=warn,hyper=wa
 
 /// `log.filter` is not a list of directives.
 #[derive(Debug, thiserror::Error)]
-#[error("`log.filter` = \"{filter}\" is not understood: {error}; write for example \"info,hapax=debug\"")]
+#[error(
+    "`log.filter` = \"{filter}\" is not understood: {error}; write for example \"info,hapax=debug\""
+)]
 pub struct BadFilter {
     filter: String,
     error: tracing_subscriber::filter::ParseError,
@@ -30,19 +32,32 @@ pub fn start(log: &Log) -> Result<(), BadFilter> {
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
+    let builder = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_env_filter(filter);
     // A logger that is there already, as in a test, stays.
     let _ = if json {
-        builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+        builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .try_init()
     } else {
-        builder.with_target(false).with_ansi(wants_colour()).try_init()
+        builder
+            .with_target(false)
+            .with_ansi(wants_colour())
+            .try_init()
     };
     Ok(())
 }
 
 /// What commands that end by themselves log: what a person should know, in words.
 pub fn quiet() {
-    let log = Log { format: LogFormat::Text, filter: "warn".to_owned() };
+    let log = Log {
+        format: LogFormat::Text,
+        filter: "warn".to_owned(),
+    };
     start(&log).expect("this filter is valid");
 }
 
@@ -54,7 +69,10 @@ pub fn wants_colour() -> bool {
 fn filter(written: &str) -> Result<EnvFilter, BadFilter> {
     EnvFilter::builder()
         .parse(format!("{SILENCED},{written}"))
-        .map_err(|error| BadFilter { filter: written.to_owned(), error })
+        .map_err(|error| BadFilter {
+            filter: written.to_owned(),
+            error,
+        })
 }
 
 #[cfg(test)]
@@ -64,18 +82,27 @@ mod tests {
     #[test]
     fn a_filter_for_everything_does_not_reach_the_crates_that_print_payloads() {
         let shown = filter("trace").expect("valid").to_string();
-        assert!(shown.contains("lapin=off") && shown.contains("trace"), "{shown}");
+        assert!(
+            shown.contains("lapin=off") && shown.contains("trace"),
+            "{shown}"
+        );
     }
 
     #[test]
     fn a_filter_that_names_a_silenced_crate_wins() {
         let shown = filter("info,lapin=debug").expect("valid").to_string();
-        assert!(shown.contains("lapin=debug") && !shown.contains("lapin=off"), "{shown}");
+        assert!(
+            shown.contains("lapin=debug") && !shown.contains("lapin=off"),
+            "{shown}"
+        );
     }
 
     #[test]
     fn a_filter_that_is_none_is_an_error_that_quotes_it() {
         let error = filter("hapax=loud").expect_err("no level").to_string();
-        assert!(error.contains("hapax=loud") && error.contains("write for example"), "{error}");
+        assert!(
+            error.contains("hapax=loud") && error.contains("write for example"),
+            "{error}"
+        );
     }
 }

@@ -36,9 +36,10 @@ pub fn after_failure(failure: &Failure, attempts: i32, retry: &Retry) -> (Status
         Again::Never => (Status::Parked, Duration::ZERO),
         _ if attempts >= retry.max_attempts => (Status::Parked, Duration::ZERO),
         Again::Later(Some(after)) => (Status::Retry, after.min(retry.max_delay)),
-        Again::Later(None) => {
-            (Status::Retry, backoff::jittered(retry.delay, retry.max_delay, attempts))
-        }
+        Again::Later(None) => (
+            Status::Retry,
+            backoff::jittered(retry.delay, retry.max_delay, attempts),
+        ),
     }
 }
 
@@ -51,7 +52,11 @@ pub fn row(
     status: Status,
     attempts: i32,
 ) -> WaitingRow {
-    let key = item.identity.as_ref().ok().map(|identity| identity.key.clone());
+    let key = item
+        .identity
+        .as_ref()
+        .ok()
+        .map(|identity| identity.key.clone());
     let key = key.filter(|key| !key.is_empty());
     let id = match (&key, &item.hold) {
         (Some(key), _) => hash(&[b"key", consumer.name.as_bytes(), key]),
@@ -59,11 +64,20 @@ pub fn row(
         // Without idempotency equal messages are different messages.
         (None, _) => hash(&[b"fresh", &fastrand::u128(..).to_be_bytes()]),
     };
-    WaitingRow { status, attempts, ..describe(consumer, plugin, item, failure, id, key) }
+    WaitingRow {
+        status,
+        attempts,
+        ..describe(consumer, plugin, item, failure, id, key)
+    }
 }
 
 /// The row of a message that is parked without touching its key.
-pub fn parked_row(consumer: &Consumer, plugin: &[u8], item: &Item, failure: &Failure) -> WaitingRow {
+pub fn parked_row(
+    consumer: &Consumer,
+    plugin: &[u8],
+    item: &Item,
+    failure: &Failure,
+) -> WaitingRow {
     let message = &item.message;
     let id = hash(&[
         b"content",
@@ -88,7 +102,9 @@ fn describe(
     WaitingRow {
         id,
         key,
-        fingerprint: identity.map(|known| known.fingerprint.to_vec()).unwrap_or_default(),
+        fingerprint: identity
+            .map(|known| known.fingerprint.to_vec())
+            .unwrap_or_default(),
         partition: identity.map(|known| known.partition).unwrap_or_default(),
         status: Status::Parked,
         attempts: 0,
@@ -126,16 +142,23 @@ pub struct RunningRow {
 impl Running {
     /// Marks a row; `None` when it runs already.
     fn begin(&self, id: &[u8]) -> Option<RunningRow> {
-        let mut running = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        running
-            .insert(id.to_vec())
-            .then(|| RunningRow { id: id.to_vec(), running: Arc::clone(&self.0) })
+        let mut running = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        running.insert(id.to_vec()).then(|| RunningRow {
+            id: id.to_vec(),
+            running: Arc::clone(&self.0),
+        })
     }
 }
 
 impl Drop for RunningRow {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&self.id);
+        self.running
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .remove(&self.id);
     }
 }
 
@@ -175,8 +198,12 @@ async fn look(
     if slot.is_none() {
         *slot = Some(consumer.store.session("hapax waiting").await?);
     }
-    let Some(session) = slot.as_mut() else { return Ok(LOOK_PAUSE) };
-    let Some(next) = session.waiting_next(consumer.id).await? else { return Ok(LOOK_PAUSE) };
+    let Some(session) = slot.as_mut() else {
+        return Ok(LOOK_PAUSE);
+    };
+    let Some(next) = session.waiting_next(consumer.id).await? else {
+        return Ok(LOOK_PAUSE);
+    };
     if !next.is_zero() {
         return Ok(next.min(LOOK_PAUSE));
     }
@@ -190,7 +217,11 @@ async fn look(
         }
     }
     // What is due and not handed over runs already, here or on another host.
-    Ok(if handed == 0 { BUSY_PAUSE } else { Duration::ZERO })
+    Ok(if handed == 0 {
+        BUSY_PAUSE
+    } else {
+        Duration::ZERO
+    })
 }
 
 #[cfg(test)]

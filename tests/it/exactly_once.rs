@@ -5,9 +5,8 @@ use crate::support::broker::VirtualHost;
 use crate::support::host::{Config, Consumer, Host};
 use crate::support::orders::{self, Orders};
 use crate::support::place::Place;
-use crate::support::servers;
 use crate::support::store::Store;
-use crate::support::wait;
+use crate::support::{scene, servers};
 
 const ORDERS: usize = 20_000;
 const DUPLICATES: usize = 5_000;
@@ -42,7 +41,7 @@ async fn six_sigkills(place: &Place, store: Store) -> Checked {
         anyhow::ensure!(left > 0, "kill {kill} came too late: the queue was empty");
     }
     let host = Host::start(place, &config).await?;
-    until_done(&host, &broker).await?;
+    scene::until_settled(&host, &broker, orders::QUEUE, &store).await?;
     host.stop().await?;
     orders::assert_exactly_once(&orders, &store, &broker).await
 }
@@ -74,7 +73,7 @@ pub async fn two_hosts_on_one_queue_are_killed_in_turn(place: &Place) -> Checked
         *slot = Some(Host::start(place, config).await?);
     }
     for host in hosts.iter().flatten() {
-        until_done(host, &broker).await?;
+        scene::until_settled(host, &broker, orders::QUEUE, &store).await?;
     }
     for host in hosts.into_iter().flatten() {
         host.stop().await?;
@@ -87,14 +86,4 @@ async fn prepare(store: &Store, broker: &VirtualHost, orders: &Orders) -> Checke
     orders::create_tables(store).await?;
     broker.declare(&[orders::QUEUE, orders::OUTPUT]).await?;
     broker.publish(orders::QUEUE, &orders.messages).await
-}
-
-/// Waits until the queue has no message that is ready, nothing waits for a retry and the outbox
-/// is empty. What the host still holds is dealt with when it drains.
-async fn until_done(host: &Host, broker: &VirtualHost) -> Checked {
-    wait::until_equal("the messages that are ready", 0, || async {
-        Ok(broker.depth(orders::QUEUE).await?.ready)
-    })
-    .await?;
-    host.until_outbox_empty().await
 }

@@ -10,6 +10,7 @@ pub mod orders;
 pub mod place;
 pub mod ports;
 pub mod proxy;
+pub mod scene;
 pub mod servers;
 pub mod store;
 pub mod wait;

@@ -46,7 +46,11 @@ pub enum PublishError {
 #[derive(Debug, Clone)]
 pub enum IdSeed {
     /// Equal in every attempt: consumer, key, ledger generation.
-    Stable { consumer: String, key: Vec<u8>, generation: i32 },
+    Stable {
+        consumer: String,
+        key: Vec<u8>,
+        generation: i32,
+    },
     /// Messages without a key are different messages each time.
     Fresh,
 }
@@ -54,7 +58,12 @@ pub enum IdSeed {
 impl IdSeed {
     /// The id of the n-th outgoing message, 32 hex digits.
     pub fn message_id(&self, kind: &str, index: u32) -> String {
-        let Self::Stable { consumer, key, generation } = self else {
+        let Self::Stable {
+            consumer,
+            key,
+            generation,
+        } = self
+        else {
             return hex::encode(u128::to_be_bytes(fastrand::u128(..)));
         };
         let mut hash = Sha256::new();
@@ -95,16 +104,28 @@ impl Composer {
     ) -> Result<OutboxRow, PublishError> {
         let Some(target) = self.targets.get(&publish.target) else {
             let known = self.targets.keys().cloned().collect::<Vec<_>>().join(", ");
-            let known = if known.is_empty() { "none".to_owned() } else { known };
+            let known = if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known
+            };
             return Err(PublishError::UnknownTarget(publish.target, known));
         };
-        let routing_key = publish.routing_key.unwrap_or_else(|| target.routing_key.clone());
+        let routing_key = publish
+            .routing_key
+            .unwrap_or_else(|| target.routing_key.clone());
         short("routing key", &routing_key)?;
         if let Some(key) = &publish.ordering_key {
             short("ordering key", key)?;
         }
         let properties = self
-            .properties(origin, "outbox", index, publish.content_type, publish.headers)?
+            .properties(
+                origin,
+                "outbox",
+                index,
+                publish.content_type,
+                publish.headers,
+            )?
             .with_delivery_mode(if target.persistent { 2 } else { 1 });
         let message = Message {
             exchange: target.exchange.clone(),
@@ -131,11 +152,16 @@ impl Composer {
         content_type: Option<String>,
     ) -> Result<OutboxRow, PublishError> {
         let asked = &origin.message.properties;
-        let Some(reply_to) = asked.reply_to().as_ref().filter(|name| !name.as_str().is_empty()) else {
+        let Some(reply_to) = asked
+            .reply_to()
+            .as_ref()
+            .filter(|name| !name.as_str().is_empty())
+        else {
             return Err(PublishError::NoReplyTo);
         };
-        let mut properties =
-            self.properties(origin, "reply", 0, content_type, FieldTable::default())?.with_delivery_mode(2);
+        let mut properties = self
+            .properties(origin, "reply", 0, content_type, FieldTable::default())?
+            .with_delivery_mode(2);
         if let Some(correlation) = asked.correlation_id() {
             properties = properties.with_correlation_id(correlation.clone());
         }
@@ -181,7 +207,10 @@ impl Composer {
 /// The trace of the incoming message goes on in the outgoing one, unless the guest set its own.
 fn continue_trace(message: &Message, headers: &mut FieldTable) {
     for name in ["traceparent", "tracestate"] {
-        let Some(value) = message.headers().and_then(|incoming| incoming.inner().get(name)) else {
+        let Some(value) = message
+            .headers()
+            .and_then(|incoming| incoming.inner().get(name))
+        else {
             continue;
         };
         if matches!(value, AMQPValue::LongString(_)) && !headers.contains_key(name) {

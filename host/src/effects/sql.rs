@@ -48,7 +48,9 @@ pub async fn write(
 async fn write_chunk(session: &mut dyn Session, chunk: &[Deferred]) -> Result<(), StoreError> {
     let [first, ..] = chunk else { return Ok(()) };
     let Some(merge) = first.statement.merge.as_ref().filter(|_| chunk.len() > 1) else {
-        session.execute(&first.statement.text, &first.parameters).await?;
+        session
+            .execute(&first.statement.text, &first.parameters)
+            .await?;
         return Ok(());
     };
     let mut parameters = Vec::with_capacity(chunk.len() * merge.parameter_order().len());
@@ -63,14 +65,18 @@ async fn write_chunk(session: &mut dyn Session, chunk: &[Deferred]) -> Result<()
             parameters.push(value.clone());
         }
     }
-    session.execute(&merge.render(chunk.len()), &parameters).await?;
+    session
+        .execute(&merge.render(chunk.len()), &parameters)
+        .await?;
     Ok(())
 }
 
 /// How many rows the next statement takes: a power of two, so that few distinct texts exist and the
 /// database's statement cache holds them all.
 fn chunk_rows(statement: &Statement, available: usize, max_parameters: usize) -> usize {
-    let Some(merge) = &statement.merge else { return 1 };
+    let Some(merge) = &statement.merge else {
+        return 1;
+    };
     let fits = max_parameters / merge.parameter_order().len().max(1);
     let limit = available.min(fits.max(1)).min(256);
     1 << limit.ilog2()

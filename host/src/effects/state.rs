@@ -61,7 +61,10 @@ impl StateView {
         value: Vec<u8>,
         version: Option<u64>,
     ) -> Result<Result<(), Option<u64>>, Fault> {
-        let current = self.get(transaction, key).await?.map(|(_, version)| version);
+        let current = self
+            .get(transaction, key)
+            .await?
+            .map(|(_, version)| version);
         if current != version {
             return Ok(Err(current));
         }

@@ -42,7 +42,11 @@ impl Lanes {
 impl Inbox {
     /// The next batch: waits for one work, at most `patience` if there is one, and then takes what is
     /// ready. `None` when nobody will ever send again.
-    pub async fn next(&mut self, limits: BatchLimits, patience: Option<Duration>) -> Option<Vec<Work>> {
+    pub async fn next(
+        &mut self,
+        limits: BatchLimits,
+        patience: Option<Duration>,
+    ) -> Option<Vec<Work>> {
         let first = match patience {
             None => self.0.recv().await?,
             Some(patience) => {

@@ -21,12 +21,27 @@ pub(crate) fn every_property() -> BasicProperties {
         ("i64", AMQPValue::LongLongInt(i64::MIN)),
         ("f32", AMQPValue::Float(1.5)),
         ("f64", AMQPValue::Double(-0.1)),
-        ("decimal", AMQPValue::DecimalValue(DecimalValue { scale: 2, value: 1250 })),
+        (
+            "decimal",
+            AMQPValue::DecimalValue(DecimalValue {
+                scale: 2,
+                value: 1250,
+            }),
+        ),
         ("long", AMQPValue::LongString(vec![0xff, 0x00, 0xfe].into())),
-        ("array", AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::Void, AMQPValue::Boolean(false)]))),
+        (
+            "array",
+            AMQPValue::FieldArray(FieldArray::from(vec![
+                AMQPValue::Void,
+                AMQPValue::Boolean(false),
+            ])),
+        ),
         ("time", AMQPValue::Timestamp(u64::MAX)),
         ("table", AMQPValue::FieldTable(inner)),
-        ("bytes", AMQPValue::ByteArray(ByteArray::from(vec![0, 1, 2]))),
+        (
+            "bytes",
+            AMQPValue::ByteArray(ByteArray::from(vec![0, 1, 2])),
+        ),
         ("void", AMQPValue::Void),
     ];
     for (name, value) in odd {
@@ -52,18 +67,30 @@ pub(crate) fn every_property() -> BasicProperties {
 #[test]
 fn every_property_and_every_type_of_header_survives_its_encoding() {
     let properties = every_property();
-    assert_eq!(decode_properties(&encode_properties(&properties)).unwrap(), properties);
+    assert_eq!(
+        decode_properties(&encode_properties(&properties)).unwrap(),
+        properties
+    );
 }
 
 #[test]
 fn a_message_without_properties_stays_without() {
     let properties = BasicProperties::default();
-    assert_eq!(decode_properties(&encode_properties(&properties)).unwrap(), properties);
+    assert_eq!(
+        decode_properties(&encode_properties(&properties)).unwrap(),
+        properties
+    );
 }
 
 #[test]
 fn bytes_that_are_not_properties_are_refused() {
-    for wrong in [&b""[..], b"\x80", b"\x80\x00", b"\x80\x00\x05abc", b"\x00\x00\x00"] {
+    for wrong in [
+        &b""[..],
+        b"\x80",
+        b"\x80\x00",
+        b"\x80\x00\x05abc",
+        b"\x00\x00\x00",
+    ] {
         assert!(decode_properties(wrong).is_err(), "{wrong:?}");
     }
 }

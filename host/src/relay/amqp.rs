@@ -45,27 +45,47 @@ enum Fate {
 
 impl AmqpPublisher {
     pub fn new(address: Address) -> Self {
-        Self { address, link: None, losses: 0 }
+        Self {
+            address,
+            link: None,
+            losses: 0,
+        }
     }
 
     async fn link(&mut self) -> Result<&Link, Lost> {
-        let usable = self.link.as_ref().is_some_and(|link| link.connection.status().connected());
+        let usable = self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.connection.status().connected());
         if !usable {
             self.link = None;
         }
         let connected = match self.link.take() {
-            Some(Link { connection, channel }) if channel.status().connected() => {
-                Link { connection, channel }
-            }
+            Some(Link {
+                connection,
+                channel,
+            }) if channel.status().connected() => Link {
+                connection,
+                channel,
+            },
             Some(Link { connection, .. }) => {
                 let channel = open_channel(&connection).await?;
-                Link { connection, channel }
+                Link {
+                    connection,
+                    channel,
+                }
             }
             None => {
-                let connection =
-                    self.address.connect("hapax relay").await.map_err(|error| Lost(error.to_string()))?;
+                let connection = self
+                    .address
+                    .connect("hapax relay")
+                    .await
+                    .map_err(|error| Lost(error.to_string()))?;
                 let channel = open_channel(&connection).await?;
-                Link { connection, channel }
+                Link {
+                    connection,
+                    channel,
+                }
             }
         };
         Ok(self.link.insert(connected))
@@ -94,7 +114,9 @@ impl AmqpPublisher {
         let fates = judge(rows, confirms, alive);
         if !connected && fates.iter().any(|fate| matches!(fate, Fate::Unknown)) {
             self.link = None;
-            return Err(Lost("the connection was lost while messages were under way".into()));
+            return Err(Lost(
+                "the connection was lost while messages were under way".into(),
+            ));
         }
         Ok(fates)
     }
@@ -102,7 +124,8 @@ impl AmqpPublisher {
     /// Publishes one row on a channel that it may break.
     async fn publish_alone(&mut self, record: &OutboxRecord) -> Result<Sent, Lost> {
         let link = self.link().await?;
-        let frame_max = usize::try_from(link.connection.configuration().frame_max()).unwrap_or(usize::MAX);
+        let frame_max =
+            usize::try_from(link.connection.configuration().frame_max()).unwrap_or(usize::MAX);
         let failure = match send(&link.channel, record, frame_max).await {
             Sending::Refused(text) => return Ok(Sent::Refused(text)),
             Sending::Failed => None,
@@ -119,7 +142,9 @@ impl AmqpPublisher {
         };
         if !link.connection.status().connected() {
             self.link = None;
-            return Err(Lost("the connection was lost while a message was under way".into()));
+            return Err(Lost(
+                "the connection was lost while a message was under way".into(),
+            ));
         }
         let reason = if link.channel.status().connected() {
             "the broker refused the message (nack)".to_owned()
@@ -130,7 +155,11 @@ impl AmqpPublisher {
     }
 
     /// One row after the other. A row that takes the connection down again and again is refused.
-    async fn quarantine(&mut self, rows: &[OutboxRecord], fates: Vec<Fate>) -> Result<Vec<Sent>, Lost> {
+    async fn quarantine(
+        &mut self,
+        rows: &[OutboxRecord],
+        fates: Vec<Fate>,
+    ) -> Result<Vec<Sent>, Lost> {
         let mut results = Vec::with_capacity(rows.len());
         for (record, fate) in rows.iter().zip(fates) {
             let sent = match fate {
@@ -151,7 +180,9 @@ impl AmqpPublisher {
                 Err(Lost(text)) => tracing::debug!(error = %text, "Connection lost by one message"),
             }
         }
-        Ok(Sent::Refused("the broker closes the connection when it gets this message".into()))
+        Ok(Sent::Refused(
+            "the broker closes the connection when it gets this message".into(),
+        ))
     }
 }
 
@@ -185,7 +216,10 @@ impl Publisher for AmqpPublisher {
 async fn open_channel(connection: &Connection) -> Result<Channel, Lost> {
     let lost = |error: lapin::Error| Lost(error.to_string());
     let channel = connection.create_channel().await.map_err(lost)?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(lost)?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await
+        .map_err(lost)?;
     Ok(channel)
 }
 
@@ -198,7 +232,8 @@ enum Sending {
 
 async fn send(channel: &Channel, record: &OutboxRecord, frame_max: usize) -> Sending {
     let message = &record.row.message;
-    let names = [&message.exchange, &message.routing_key].map(|name| ShortString::try_new(name.as_str()));
+    let names =
+        [&message.exchange, &message.routing_key].map(|name| ShortString::try_new(name.as_str()));
     let [Ok(exchange), Ok(routing_key)] = names else {
         return Sending::Refused("a name is over 255 bytes".into());
     };
@@ -208,9 +243,18 @@ async fn send(channel: &Channel, record: &OutboxRecord, frame_max: usize) -> Sen
             "the headers have {header_bytes} bytes; the broker allows frames of {frame_max}"
         ));
     }
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let options = BasicPublishOptions {
+        mandatory: true,
+        ..BasicPublishOptions::default()
+    };
     match channel
-        .basic_publish(exchange, routing_key, options, &message.body, message.properties.clone())
+        .basic_publish(
+            exchange,
+            routing_key,
+            options,
+            &message.body,
+            message.properties.clone(),
+        )
         .await
     {
         Ok(confirm) => Sending::Sent(confirm),
@@ -230,7 +274,10 @@ fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate
     let mut returned = HashSet::new();
     let mut text = String::new();
     for confirm in &confirms {
-        if let Confirm::Answer(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) = confirm {
+        if let Confirm::Answer(
+            Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message)),
+        ) = confirm
+        {
             returned.insert(message.delivery.properties.message_id().clone());
             text = message.reply_text.to_string();
         }
@@ -247,9 +294,9 @@ fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate
                     return Fate::Known(Sent::Returned(text.clone()));
                 }
                 match answer {
-                    Confirmation::Nack(_) => {
-                        Fate::Known(Sent::Refused("the broker refused the message (nack)".into()))
-                    }
+                    Confirmation::Nack(_) => Fate::Known(Sent::Refused(
+                        "the broker refused the message (nack)".into(),
+                    )),
                     _ => Fate::Known(Sent::Confirmed),
                 }
             }

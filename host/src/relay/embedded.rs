@@ -16,7 +16,10 @@ pub struct EmbeddedPublisher {
 
 impl EmbeddedPublisher {
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, session: None }
+        Self {
+            store,
+            session: None,
+        }
     }
 
     async fn append(&mut self, rows: &[OutboxRecord]) -> Result<Vec<bool>, StoreError> {
@@ -25,7 +28,9 @@ impl EmbeddedPublisher {
         }
         let queues = self.session.as_mut().and_then(|session| session.queues());
         let Some(queues) = queues else {
-            return Err(StoreError::Unusable("this store has no embedded broker".into()));
+            return Err(StoreError::Unusable(
+                "this store has no embedded broker".into(),
+            ));
         };
         let messages = rows
             .iter()

@@ -35,7 +35,10 @@ impl Queue {
                 continue;
             }
             let key = record.row.ordering_key.clone();
-            let known = Known { ordering_key: key.clone(), since: Instant::now() };
+            let known = Known {
+                ordering_key: key.clone(),
+                since: Instant::now(),
+            };
             self.known.insert(record.sequence, known);
             match key {
                 None => self.ready.push_back(record),
@@ -91,9 +94,15 @@ impl Queue {
         let blocked = blocked.iter().collect::<HashSet<_>>();
         for sequence in heads.iter().filter(|sequence| !blocked.contains(sequence)) {
             let known = self.known.get(sequence);
-            let Some(key) = known.and_then(|known| known.ordering_key.as_ref()) else { continue };
-            let Some(rows) = self.ordered.get_mut(key) else { continue };
-            let Some(record) = rows.pop_front() else { continue };
+            let Some(key) = known.and_then(|known| known.ordering_key.as_ref()) else {
+                continue;
+            };
+            let Some(rows) = self.ordered.get_mut(key) else {
+                continue;
+            };
+            let Some(record) = rows.pop_front() else {
+                continue;
+            };
             if rows.is_empty() {
                 self.ordered.remove(key);
             }

@@ -25,8 +25,9 @@ pub(super) const TICK: Duration = Duration::from_millis(1);
 /// Ticks without a running guest after which the clock stops until the next one.
 const IDLE_TICKS: u32 = 200;
 
-/// Frames of a guest's backtrace that are kept.
-const MAX_FRAMES: usize = 32;
+/// Frames of a guest's backtrace that are looked at. Each costs a look through the component's debug
+/// information, about a millisecond for a large one; a panic in Rust has ten of its own.
+pub(super) const MAX_FRAMES: usize = 24;
 
 /// What an instance of one component may consist of. Components that toolchains for Python link have about
 /// thirty core modules and a dozen tables.

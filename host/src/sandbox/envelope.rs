@@ -14,7 +14,7 @@ use super::bindings::hapax::plugin::types::{
     Envelope, HeaderParam, HeaderResult, HeaderValueParam, HeaderValueResult, Properties,
 };
 
-/// How deep the JSON of a guest's header may nest.
+/// How deep a header may nest, in either direction.
 const MAX_DEPTH: usize = 32;
 
 /// The headers of a message, ready to be lent to a guest.
@@ -76,7 +76,7 @@ impl<'a> View<'a> {
             AMQPValue::Timestamp(seconds) => HeaderValueParam::Timestamp(micros(*seconds)),
             AMQPValue::DecimalValue(value) => return Self::Decimal(decimal_text(*value)),
             AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) => {
-                return Self::Json(json_of(value).to_string());
+                return Self::Json(json_of(value, MAX_DEPTH).to_string());
             }
         })
     }
@@ -142,30 +142,28 @@ fn decimal_text(decimal: DecimalValue) -> String {
     }
 }
 
-/// A nested value as JSON: timestamps are microseconds, bytes that are no text are base64.
-fn json_of(value: &AMQPValue) -> Json {
-    match View::of_scalar(value) {
-        Some(scalar) => scalar,
-        None => match value {
-            AMQPValue::FieldArray(array) => array.as_slice().iter().map(json_of).collect(),
-            AMQPValue::FieldTable(table) => Json::Object(
-                table
-                    .inner()
-                    .iter()
-                    .map(|(name, value)| (name.as_str().to_owned(), json_of(value)))
+/// A nested value as JSON: timestamps are microseconds, bytes that are no text are base64. What is nested
+/// deeper than anybody means to is left out.
+fn json_of(value: &AMQPValue, depth: usize) -> Json {
+    let Some(depth) = depth.checked_sub(1) else {
+        return Json::Null;
+    };
+    match value {
+        AMQPValue::FieldArray(array) => array
+            .as_slice()
+            .iter()
+            .map(|value| json_of(value, depth))
+            .collect(),
+        AMQPValue::FieldTable(table) => {
+            let members = table.inner().iter();
+            Json::Object(
+                members
+                    .map(|(name, value)| (name.to_string(), json_of(value, depth)))
                     .collect(),
-            ),
-            _ => Json::Null,
-        },
-    }
-}
-
-impl View<'_> {
-    /// A value that does not nest, as JSON.
-    fn of_scalar(value: &AMQPValue) -> Option<Json> {
-        Some(match View::of(value) {
-            View::Lent(HeaderValueParam::Null) => Json::Null,
-            View::Lent(HeaderValueParam::Bool(value)) => Json::Bool(value),
+            )
+        }
+        scalar => match View::of(scalar) {
+            View::Lent(HeaderValueParam::Bool(value)) => value.into(),
             View::Lent(HeaderValueParam::S64(value) | HeaderValueParam::Timestamp(value)) => {
                 value.into()
             }
@@ -173,8 +171,8 @@ impl View<'_> {
             View::Lent(HeaderValueParam::Text(text)) => text.into(),
             View::Lent(HeaderValueParam::Bytes(bytes)) => BASE64.encode(bytes).into(),
             View::Decimal(text) => text.parse::<Number>().map_or(Json::Null, Json::Number),
-            _ => return None,
-        })
+            View::Lent(_) | View::Json(_) => Json::Null,
+        },
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -14,7 +15,7 @@ use wasmtime::{Engine, Precompiled};
 
 use crate::config::{Idempotency, Limits, Random};
 use crate::effects::outbox::Composer;
-use crate::effects::sql::rules::{Grants, Rules};
+use crate::effects::sql::rules::{self, Grants, Rules};
 use crate::message::Message;
 use crate::store::{ConsumerId, Dialect};
 
@@ -81,7 +82,7 @@ pub enum LoadProblem {
 
 impl Plugin {
     /// Loads a component. Compiles, and so takes from milliseconds to many seconds of every processor: call
-    /// it where that blocks nobody, and not from inside of an asynchronous task.
+    /// it where that blocks nobody.
     pub fn load(sandbox: &Arc<Sandbox>, path: &Path) -> Result<Self, LoadError> {
         let name = path.display().to_string();
         match std::fs::read(path) {
@@ -185,8 +186,18 @@ fn causes(error: &wasmtime::Error) -> String {
         .join(": ")
 }
 
-/// Makes one instance, as every message will, and returns the memory that it begins with.
+/// Makes one instance, as every message will, and returns the memory that it begins with. On a thread of its
+/// own, so that it does not matter what kind of thread the caller is on.
 fn start(sandbox: &Arc<Sandbox>, instance: &InstancePre<Guest>) -> Result<u64, String> {
+    thread::scope(|scope| {
+        let start = scope.spawn(|| start_here(sandbox, instance));
+        start
+            .join()
+            .unwrap_or_else(|_| Err("the host panicked while it was made".into()))
+    })
+}
+
+fn start_here(sandbox: &Arc<Sandbox>, instance: &InstancePre<Guest>) -> Result<u64, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -224,8 +235,9 @@ fn start(sandbox: &Arc<Sandbox>, instance: &InstancePre<Guest>) -> Result<u64, S
 
 /// The surroundings of a component that is tried out: no message, no grants, generous limits.
 fn nobody(sandbox: &Sandbox) -> Environment {
-    let dialect = Dialect::Sqlite;
-    let grants = Grants::new::<&str>(dialect, &[], &[], &[]).expect("no grant is a bad grant");
+    let none: &[&str] = &[];
+    let grants = Grants::new(rules::Dialect::Sqlite, none, none, none)
+        .expect("only a name can be a bad grant");
     Environment {
         consumer: String::new(),
         limits: Limits {
@@ -240,11 +252,11 @@ fn nobody(sandbox: &Sandbox) -> Environment {
             consumer: ConsumerId(0),
             targets: Default::default(),
         },
-        rules: Rules::new(dialect, &grants, 0),
+        rules: Rules::new(rules::Dialect::Sqlite, &grants, 0),
         random: Random::Secure,
         idempotency: Idempotency::Off,
         seeds: Seeds::new(b"", ""),
-        dialect,
+        dialect: Dialect::Sqlite,
         generation: 0,
     }
 }

@@ -34,7 +34,9 @@ const WINDOW_TICK: Duration = Duration::from_millis(250);
 pub enum QueueError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("the queue {0} does not exist; create it, or let the host do it with `declare = {{ type = \"quorum\" }}`")]
+    #[error(
+        "the queue {0} does not exist; create it, or let the host do it with `declare = {{ type = \"quorum\" }}`"
+    )]
     Missing(String),
     #[error("the queue {queue} cannot be used: {error}")]
     Refused { queue: String, error: lapin::Error },
@@ -42,25 +44,46 @@ pub enum QueueError {
     Name(String),
     #[error("the broker has ended the subscription to {0}")]
     Cancelled(String),
-    #[error("the queue {0} is a stream: streams are not consumed by acknowledgement, and are refused")]
+    #[error(
+        "the queue {0} is a stream: streams are not consumed by acknowledgement, and are refused"
+    )]
     Stream(String),
 }
 
 /// Declares the queue if the configuration says so, and makes sure that it is there.
-pub async fn prepare(channel: &Channel, queue: &str, declare: Option<&Declare>) -> Result<(), QueueError> {
+pub async fn prepare(
+    channel: &Channel,
+    queue: &str,
+    declare: Option<&Declare>,
+) -> Result<(), QueueError> {
     let name = short(queue)?;
     let refused = |error| refusal(queue, error);
     let Some(declare) = declare else {
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(name, passive, FieldTable::default()).await.map_err(refused)?;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        channel
+            .queue_declare(name, passive, FieldTable::default())
+            .await
+            .map_err(refused)?;
         return Ok(());
     };
     let mut arguments = FieldTable::default();
     if declare.kind == QueueKind::Quorum {
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        arguments.insert(
+            "x-queue-type".into(),
+            AMQPValue::LongString("quorum".into()),
+        );
     }
-    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(name.clone(), durable, arguments).await.map_err(refused)?;
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    channel
+        .queue_declare(name.clone(), durable, arguments)
+        .await
+        .map_err(refused)?;
     for binding in &declare.bind {
         let (exchange, routing_key) = (short(&binding.exchange)?, short(&binding.routing_key)?);
         channel
@@ -83,7 +106,10 @@ fn refusal(queue: &str, error: lapin::Error) -> QueueError {
         lapin::ErrorKind::ProtocolError(protocol) if protocol.get_id() == NOT_FOUND => {
             QueueError::Missing(queue.to_owned())
         }
-        _ => QueueError::Refused { queue: queue.to_owned(), error },
+        _ => QueueError::Refused {
+            queue: queue.to_owned(),
+            error,
+        },
     }
 }
 
@@ -125,11 +151,17 @@ impl AmqpSource {
     /// One subscription, until the host stops (`Ok`) or the channel is lost.
     async fn subscription(&self, trouble: &mut Backoff) -> Result<(), QueueError> {
         let consumer = &self.feed.consumer;
-        let connection = self.address.connect(&format!("hapax {}", consumer.name)).await?;
+        let connection = self
+            .address
+            .connect(&format!("hapax {}", consumer.name))
+            .await?;
         let refused = |error| refusal(&consumer.queue, error);
         let channel = connection.create_channel().await.map_err(refused)?;
         prepare(&channel, &consumer.queue, self.declare.as_ref()).await?;
-        channel.basic_qos(self.feed.prefetch, BasicQosOptions::default()).await.map_err(refused)?;
+        channel
+            .basic_qos(self.feed.prefetch, BasicQosOptions::default())
+            .await
+            .map_err(refused)?;
         let tag = ShortString::from(format!("hapax-{}", consumer.name));
         let deliveries = channel
             .basic_consume(
@@ -146,7 +178,11 @@ impl AmqpSource {
 
         let (acks, settled) = AckQueue::new();
         let acks = Arc::new(acks);
-        let mut acker = Acker { channel: &channel, settled, window: Window::new(self.feed.prefetch) };
+        let mut acker = Acker {
+            channel: &channel,
+            settled,
+            window: Window::new(self.feed.prefetch),
+        };
         let ended = self.pump(deliveries, &acks, &mut acker, tag).await;
         acks.close();
         if ended.is_ok() {
@@ -203,7 +239,10 @@ impl AmqpSource {
             properties: delivery.properties,
             body: Bytes::from(delivery.data),
         };
-        let origin = Origin::Queue { acks: Arc::clone(acks), tag: delivery.delivery_tag };
+        let origin = Origin::Queue {
+            acks: Arc::clone(acks),
+            tag: delivery.delivery_tag,
+        };
         let work = Work::delivered(&self.feed.consumer, message, delivery.redelivered, origin);
         self.feed.dispatch(work).await;
         Ok(())
@@ -248,7 +287,9 @@ impl Acker<'_> {
     }
 
     async fn ack(&self, frame: crate::ack::Frame) -> Result<(), lapin::Error> {
-        let options = BasicAckOptions { multiple: frame.multiple };
+        let options = BasicAckOptions {
+            multiple: frame.multiple,
+        };
         self.channel.basic_ack(frame.tag, options).await
     }
 }

@@ -38,7 +38,10 @@ impl EmbeddedSource {
         }
         let (acks, mut settled) = AckQueue::new();
         let acks = Arc::new(acks);
-        let mut position = Position { last: 0, open: HashSet::new() };
+        let mut position = Position {
+            last: 0,
+            open: HashSet::new(),
+        };
         let mut session = None;
         let mut trouble = Backoff::for_servers();
         self.feed.consumer.metrics.up.set(1);
@@ -47,7 +50,9 @@ impl EmbeddedSource {
         );
         let mut unsent = Vec::new();
         loop {
-            let turn = self.turn(&mut session, &acks, &mut position, &mut unsent).await;
+            let turn = self
+                .turn(&mut session, &acks, &mut position, &mut unsent)
+                .await;
             let pause = match turn {
                 Ok(pause) => {
                     trouble.reset();
@@ -69,7 +74,9 @@ impl EmbeddedSource {
             };
             drain(&mut settled, &mut unsent);
             if finished {
-                let last = self.acknowledge(&mut session, &mut position, &mut unsent).await;
+                let last = self
+                    .acknowledge(&mut session, &mut position, &mut unsent)
+                    .await;
                 if let Err(error) = last {
                     tracing::warn!(%error, "The last acknowledgements were not stored");
                 }
@@ -101,12 +108,19 @@ impl EmbeddedSource {
             let tag = u64::try_from(queued.sequence).unwrap_or_default();
             position.last = queued.sequence;
             position.open.insert(tag);
-            let origin = Origin::Queue { acks: Arc::clone(acks), tag };
+            let origin = Origin::Queue {
+                acks: Arc::clone(acks),
+                tag,
+            };
             let redelivered = queued.deliveries > 1;
             let work = Work::delivered(&self.feed.consumer, queued.message, redelivered, origin);
             self.feed.dispatch(work).await;
         }
-        Ok(if found == 0 { IDLE_PAUSE } else { Duration::ZERO })
+        Ok(if found == 0 {
+            IDLE_PAUSE
+        } else {
+            Duration::ZERO
+        })
     }
 
     async fn acknowledge(
@@ -118,10 +132,15 @@ impl EmbeddedSource {
         if unsent.is_empty() {
             return Ok(());
         }
-        let sequences =
-            unsent.iter().filter_map(|tag| i64::try_from(*tag).ok()).collect::<Vec<_>>();
+        let sequences = unsent
+            .iter()
+            .filter_map(|tag| i64::try_from(*tag).ok())
+            .collect::<Vec<_>>();
         let open = self.connect(session).await?;
-        open.queues().ok_or_else(no_queues)?.ack(&self.feed.consumer.queue, &sequences).await?;
+        open.queues()
+            .ok_or_else(no_queues)?
+            .ack(&self.feed.consumer.queue, &sequences)
+            .await?;
         for tag in unsent.drain(..) {
             position.open.remove(&tag);
         }
@@ -147,5 +166,7 @@ fn drain(settled: &mut mpsc::UnboundedReceiver<Vec<u64>>, unsent: &mut Vec<u64>)
 }
 
 fn no_queues() -> StoreError {
-    StoreError::Unusable("the embedded broker lives in the SQLite store, and this store has none".into())
+    StoreError::Unusable(
+        "the embedded broker lives in the SQLite store, and this store has none".into(),
+    )
 }

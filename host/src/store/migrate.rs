@@ -44,11 +44,15 @@ pub(super) fn pending(schema: i64) -> Result<Vec<String>, StoreError> {
             known() + 1
         )));
     }
-    Ok(after(schema).map(|migration| migration.name.to_owned()).collect())
+    Ok(after(schema)
+        .map(|migration| migration.name.to_owned())
+        .collect())
 }
 
 fn after(schema: i64) -> impl Iterator<Item = &'static Migration> {
-    MIGRATIONS.iter().filter(move |migration| migration.number > schema)
+    MIGRATIONS
+        .iter()
+        .filter(move |migration| migration.number > schema)
 }
 
 /// The statements of the migrations after `schema`, for a session that is in a transaction and whose
@@ -61,7 +65,11 @@ pub(super) fn script(dialect: Dialect, schema: i64) -> String {
             Dialect::Sqlite => migration.sqlite,
             Dialect::Mysql => "",
         };
-        script.push_str(&format!("-- {}\n{}\n", migration.name, statements.trim_end()));
+        script.push_str(&format!(
+            "-- {}\n{}\n",
+            migration.name,
+            statements.trim_end()
+        ));
         script.push_str(&format!(
             "INSERT INTO hapax_meta (name, value) VALUES ('{SCHEMA}', '{}')\n\
              ON CONFLICT (name) DO UPDATE SET value = excluded.value;\n",
@@ -101,7 +109,11 @@ mod tests {
     fn migrations_are_numbered_without_a_hole_and_named_after_their_number() {
         for (index, migration) in MIGRATIONS.iter().enumerate() {
             assert_eq!(migration.number, index as i64 + 1);
-            assert!(migration.name.starts_with(&format!("{:04}_", migration.number)));
+            assert!(
+                migration
+                    .name
+                    .starts_with(&format!("{:04}_", migration.number))
+            );
         }
     }
 
@@ -109,7 +121,10 @@ mod tests {
     fn a_schema_that_is_one_ahead_is_served_and_two_ahead_is_refused() {
         assert!(pending(known() + 1).is_ok_and(|names| names.is_empty()));
         let refused = pending(known() + 2).unwrap_err();
-        assert!(matches!(&refused, StoreError::Unusable(why) if why.contains("newer version")), "{refused}");
+        assert!(
+            matches!(&refused, StoreError::Unusable(why) if why.contains("newer version")),
+            "{refused}"
+        );
     }
 
     #[test]

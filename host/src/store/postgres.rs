@@ -52,7 +52,11 @@ impl PostgresStore {
             .map_err(|error| StoreError::Unusable(format!("the URL of the store: {error}")))?
             .statement_cache_capacity(256)
             .disable_statement_logging();
-        Ok(Self { connect, schema: schema.into(), options })
+        Ok(Self {
+            connect,
+            schema: schema.into(),
+            options,
+        })
     }
 
     /// The first number of this schema's advisory locks, so that two schemas in one database do not
@@ -64,7 +68,9 @@ impl PostgresStore {
 
     async fn connect(&self, name: &str) -> Result<PgConnection, StoreError> {
         let options = self.connect.clone().application_name(name);
-        let mut connection = PgConnection::connect_with(&options).await.map_err(unreachable)?;
+        let mut connection = PgConnection::connect_with(&options)
+            .await
+            .map_err(unreachable)?;
         let version = connection.server_version_num().unwrap_or(0);
         if version < OLDEST_SERVER {
             return Err(StoreError::Unusable(format!(
@@ -72,17 +78,26 @@ impl PostgresStore {
                 version / 10_000
             )));
         }
-        connection.execute(AssertSqlSafe(self.settings())).await.map_err(unreachable)?;
+        connection
+            .execute(AssertSqlSafe(self.settings()))
+            .await
+            .map_err(unreachable)?;
         if version >= SERVER_WITH_CONNECTION_CHECK {
             // Some platforms have no way to look at the socket and refuse the setting; `warnings` tells.
-            let _ = connection.execute("SET client_connection_check_interval = '1s'").await;
+            let _ = connection
+                .execute("SET client_connection_check_interval = '1s'")
+                .await;
         }
         Ok(connection)
     }
 
     /// One round trip that makes a fresh session ours.
     fn settings(&self) -> String {
-        let statement_ms = self.options.statement_timeout.as_millis().min(i32::MAX as u128);
+        let statement_ms = self
+            .options
+            .statement_timeout
+            .as_millis()
+            .min(i32::MAX as u128);
         let lock_ms = self.options.lock_timeout.as_millis().min(i32::MAX as u128);
         // A host that hangs with its transaction open must not hold its claims for hours. Between two
         // statements lies at most the run of the messages between them, which the wall limit bounds.
@@ -117,9 +132,14 @@ impl PostgresStore {
         if !there {
             return Ok(0);
         }
-        let text = format!("SELECT value::bigint FROM \"{}\".hapax_meta WHERE name = $1", self.schema);
-        let row =
-            sqlx::query(AssertSqlSafe(text)).bind(migrate::SCHEMA).fetch_optional(connection).await?;
+        let text = format!(
+            "SELECT value::bigint FROM \"{}\".hapax_meta WHERE name = $1",
+            self.schema
+        );
+        let row = sqlx::query(AssertSqlSafe(text))
+            .bind(migrate::SCHEMA)
+            .fetch_optional(connection)
+            .await?;
         row.map_or(Ok(0), |row| row.try_get(0))
     }
 
@@ -131,15 +151,22 @@ impl PostgresStore {
             "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; \
              SELECT pg_catalog.pg_advisory_xact_lock({MIGRATE_LOCK});"
         );
-        connection.execute(AssertSqlSafe(begin)).await.map_err(own)?;
+        connection
+            .execute(AssertSqlSafe(begin))
+            .await
+            .map_err(own)?;
         let schema = self.schema_number(connection).await.map_err(own)?;
         let pending = migrate::pending(schema)?;
         if pending.is_empty() {
             connection.execute("ROLLBACK").await.map_err(own)?;
             return Ok(pending);
         }
-        let script = migrate::enter_schema(&self.schema) + &migrate::script(Dialect::Postgres, schema);
-        connection.execute(AssertSqlSafe(script)).await.map_err(own)?;
+        let script =
+            migrate::enter_schema(&self.schema) + &migrate::script(Dialect::Postgres, schema);
+        connection
+            .execute(AssertSqlSafe(script))
+            .await
+            .map_err(own)?;
         connection.execute("COMMIT").await.map_err(own)?;
         Ok(pending)
     }
@@ -169,7 +196,11 @@ impl Store for PostgresStore {
 
     async fn session(&self, name: &str) -> Result<Box<dyn Session>, StoreError> {
         let connection = self.connect(name).await?;
-        Ok(Box::new(PostgresSession::new(connection, Arc::clone(&self.schema), self.lock_class())))
+        Ok(Box::new(PostgresSession::new(
+            connection,
+            Arc::clone(&self.schema),
+            self.lock_class(),
+        )))
     }
 
     async fn pending_migrations(&self) -> Result<Vec<String>, StoreError> {
@@ -199,16 +230,19 @@ impl Store for PostgresStore {
             let setting: String = row.try_get(1).map_err(own)?;
             match (name.as_str(), setting.as_str()) {
                 ("fsync", "off") => warnings.push(
-                    "fsync is off: a crash of the server can lose commits that were acknowledged".to_owned(),
+                    "fsync is off: a crash of the server can lose commits that were acknowledged"
+                        .to_owned(),
                 ),
                 ("full_page_writes", "off") => warnings.push(
-                    "full_page_writes is off: a crash of the server can corrupt the tables".to_owned(),
+                    "full_page_writes is off: a crash of the server can corrupt the tables"
+                        .to_owned(),
                 ),
-                ("synchronous_commit", setting) if setting != "on" && setting != "remote_apply" => warnings
-                    .push(format!(
+                ("synchronous_commit", setting) if setting != "on" && setting != "remote_apply" => {
+                    warnings.push(format!(
                         "synchronous_commit stays {setting} although the session sets it to on: \
                          a crash of the server can lose commits that were acknowledged"
-                    )),
+                    ))
+                }
                 ("client_connection_check_interval", setting) => looks_at_clients = setting != "0",
                 _ => {}
             }

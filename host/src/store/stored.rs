@@ -11,7 +11,11 @@ use crate::message::{Message, decode_properties};
 /// Text that a person reads. NUL is shown as its picture, because Postgres refuses it in text, and a
 /// failed message must be written whatever its handler printed.
 pub(super) fn text(text: &str) -> Cow<'_, str> {
-    if text.contains('\0') { text.replace('\0', "\u{2400}").into() } else { text.into() }
+    if text.contains('\0') {
+        text.replace('\0', "\u{2400}").into()
+    } else {
+        text.into()
+    }
 }
 
 /// The end of the year 9999, in seconds: times of a producer are not trusted to fit a server's type.
@@ -25,7 +29,9 @@ pub(super) fn timestamp_seconds(seconds: Option<i64>) -> Option<i64> {
 /// A duration inside what every dialect can add to a time: a thousand years at most.
 pub(super) fn micros(duration: Duration) -> i64 {
     const THOUSAND_YEARS: i64 = 1_000 * 366 * 24 * 3_600 * 1_000_000;
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX).min(THOUSAND_YEARS)
+    i64::try_from(duration.as_micros())
+        .unwrap_or(i64::MAX)
+        .min(THOUSAND_YEARS)
 }
 
 /// A message from its columns.
@@ -38,14 +44,16 @@ pub(super) fn message(
     Ok(Message {
         exchange: utf8(exchange)?,
         routing_key: utf8(routing_key)?,
-        properties: decode_properties(properties).map_err(|error| StoreError::Broken(error.to_string()))?,
+        properties: decode_properties(properties)
+            .map_err(|error| StoreError::Broken(error.to_string()))?,
         body: body.into(),
     })
 }
 
 /// Text that was stored as bytes.
 pub(super) fn utf8(bytes: Vec<u8>) -> Result<String, StoreError> {
-    String::from_utf8(bytes).map_err(|error| StoreError::Broken(format!("stored text is not UTF-8: {error}")))
+    String::from_utf8(bytes)
+        .map_err(|error| StoreError::Broken(format!("stored text is not UTF-8: {error}")))
 }
 
 /// A number that a table can only hold when somebody else wrote it.
@@ -72,7 +80,11 @@ pub(super) fn distinct(rows: &[(WaitingRow, Duration)]) -> Vec<&(WaitingRow, Dur
 }
 
 /// Splits rows so that no statement carries more than `bytes_max` bytes, one row at least.
-pub(super) fn split<T>(rows: &[T], bytes_max: usize, size_bytes: impl Fn(&T) -> usize) -> Vec<&[T]> {
+pub(super) fn split<T>(
+    rows: &[T],
+    bytes_max: usize,
+    size_bytes: impl Fn(&T) -> usize,
+) -> Vec<&[T]> {
     let mut parts = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (index, row) in rows.iter().enumerate() {

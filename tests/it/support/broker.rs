@@ -222,7 +222,7 @@ impl VirtualHost {
     /// and returns the number of messages in it.
     pub async fn left_over(&self, queue: &str) -> anyhow::Result<u32> {
         let what = format!("queue {queue} to lose its consumers");
-        wait::until(&what, wait::PATIENCE, || async {
+        wait::until(&what, wait::PATIENCE, async || {
             let depth = self.depth(queue).await?;
             Ok((depth.consumers == 0).then_some(depth.ready))
         })

@@ -73,16 +73,12 @@ impl Host {
 
     /// Waits until `/readyz` answers 200.
     pub async fn until_ready(&mut self) -> anyhow::Result<()> {
-        let (mut ended, address) = (None, self.health);
-        wait::until("the host to be ready", wait::PATIENCE, || {
-            ended = self.child.try_wait().ok().flatten();
-            let ended = ended;
-            async move {
-                match ended {
-                    Some(status) => Ok(Some(Err(status))),
-                    None => Ok((get(address, "/readyz").await?.0 == 200).then_some(Ok(()))),
-                }
+        let (child, address) = (&mut self.child, self.health);
+        wait::until("the host to be ready", wait::PATIENCE, async || {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Some(Err(status)));
             }
+            Ok((get(address, "/readyz").await?.0 == 200).then_some(Ok(())))
         })
         .await?
         .map_err(|status: ExitStatus| {
@@ -111,7 +107,7 @@ impl Host {
     /// Waits until a metric has reached a value.
     pub async fn until_metric(&self, name: &str, at_least: u64) -> anyhow::Result<()> {
         let what = format!("{name} to reach {at_least}");
-        wait::until(&what, wait::PATIENCE, || async {
+        wait::until(&what, wait::PATIENCE, async || {
             Ok((self.metric(name).await? >= at_least).then_some(()))
         })
         .await
@@ -119,8 +115,8 @@ impl Host {
 
     /// Waits until the outbox has nothing left to send.
     pub async fn until_outbox_empty(&self) -> anyhow::Result<()> {
-        wait::until_equal("hapax_outbox_depth", 0, || {
-            self.metric("hapax_outbox_depth")
+        wait::until_equal("hapax_outbox_depth", 0, async || {
+            self.metric("hapax_outbox_depth").await
         })
         .await
     }
@@ -177,9 +173,8 @@ impl Host {
     /// Waits until the process has ended by itself.
     pub async fn exit_code(&mut self) -> anyhow::Result<i32> {
         let child = &mut self.child;
-        let status = wait::until("the host to end", wait::PATIENCE, || {
-            let ended = child.try_wait();
-            async move { Ok(ended?) }
+        let status = wait::until("the host to end", wait::PATIENCE, async || {
+            Ok(child.try_wait()?)
         })
         .await?;
         status

@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 
 use super::{ports, wait};
 
-/// The client's message `Query` with the text `COMMIT`: tag, length, text, NUL.
-const COMMIT_QUERY: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";
+/// The end of a client's message `Query` whose last or only statement is COMMIT.
+const COMMIT_QUERY: &[u8] = b"COMMIT\0";
 /// The server's message `CommandComplete` with the tag `COMMIT`.
 const COMMIT_COMPLETE: &[u8] = b"C\0\0\0\x0bCOMMIT\0";
 
@@ -120,7 +120,7 @@ impl Proxy {
 
     /// Waits until the rules have done what the test is about.
     pub async fn until(&self, what: &str, done: impl Fn(Tally) -> bool) -> anyhow::Result<()> {
-        wait::until(what, wait::PATIENCE, || async {
+        wait::until(what, wait::PATIENCE, async || {
             Ok(done(self.tally()).then_some(()))
         })
         .await

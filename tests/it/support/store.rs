@@ -159,6 +159,20 @@ impl Store {
         Ok(fates)
     }
 
+    /// `key status code` of every row in `hapax_waiting` that belongs to a key, sorted.
+    pub async fn waiting_keys(&self) -> anyhow::Result<Vec<String>> {
+        let key = match self.kind {
+            Kind::Postgres { .. } => "convert_from(key, 'UTF8')",
+            Kind::Sqlite(_) => "CAST(key AS TEXT)",
+        };
+        let sql = format!(
+            "SELECT {key} || ' ' || status || ' ' || code FROM hapax_waiting WHERE key IS NOT NULL"
+        );
+        let mut rows = self.texts(&sql).await?;
+        rows.sort();
+        Ok(rows)
+    }
+
     /// `status code` of every row in `hapax_waiting`, sorted.
     pub async fn waiting(&self) -> anyhow::Result<Vec<String>> {
         let sql = "SELECT status || ' ' || code FROM hapax_waiting ORDER BY 1";

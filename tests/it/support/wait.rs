@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks until the answer is `Some`. The error names what was waited for and for how long.
-pub async fn until<T, F, Fut>(what: &str, patience: Duration, mut ask: F) -> anyhow::Result<T>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = anyhow::Result<Option<T>>>,
-{
+pub async fn until<T>(
+    what: &str,
+    patience: Duration,
+    mut ask: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
     let started = Instant::now();
     let mut pause = Duration::from_millis(2);
     loop {
@@ -35,12 +35,11 @@ where
 }
 
 /// Asks until the answer equals `expected`, and shows the last answer if it never does.
-pub async fn until_equal<T, F, Fut>(what: &str, expected: T, mut ask: F) -> anyhow::Result<()>
-where
-    T: PartialEq + Debug,
-    F: FnMut() -> Fut,
-    Fut: Future<Output = anyhow::Result<T>>,
-{
+pub async fn until_equal<T: PartialEq + Debug>(
+    what: &str,
+    expected: T,
+    mut ask: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut pause = Duration::from_millis(2);
     loop {

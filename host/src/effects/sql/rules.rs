@@ -33,6 +33,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use lru::LruCache;
 use sqlparser::dialect::{MySqlDialect, PostgreSqlDialect, SQLiteDialect};
@@ -53,16 +54,15 @@ pub const DEFAULT_MAX_STATEMENT_BYTES: usize = 64 * 1024;
 /// to fill the host's memory with them.
 const MAX_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
+/// The stack that a judgement gets. Parsing the worst statements that pass the lexer's bounds takes 1.5 MiB in a
+/// release build and 10 MiB in a debug build, and the caller is a host call on a guest's fiber, which has far less
+/// and whose overflow would end the process.
+const STACK_BYTES: usize = 16 * 1024 * 1024;
+
 /// How deep `sqlparser` may recurse. A parenthesis costs it two or three levels.
 const PARSER_DEPTH: usize = 120;
 
-/// The SQL that the store speaks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Dialect {
-    Postgres,
-    Sqlite,
-    Mysql,
-}
+pub use crate::store::Dialect;
 
 impl Dialect {
     /// How many parameters one statement can carry on this store.
@@ -183,14 +183,46 @@ impl Rules {
             return Ok(Arc::clone(statement));
         }
         // Two lanes may judge the same new text at the same time: cheaper than holding the lock while parsing.
-        let statement = Arc::new(judge(
-            self.dialect,
-            &self.grants,
-            self.max_statement_bytes,
-            text,
-        )?);
+        let statement = Arc::new(self.judge_aside(text)?);
         self.lock().keep(text, &statement);
         Ok(statement)
+    }
+
+    /// Judges on a stack that is large enough for any statement.
+    fn judge_aside(&self, text: &str) -> Checked<Statement> {
+        if text.len() > self.max_statement_bytes {
+            return Err(Refusal::whole(
+                code::TOO_LARGE,
+                format!(
+                    "the statement has {} bytes, {} are allowed",
+                    text.len(),
+                    self.max_statement_bytes
+                ),
+                "pass long values as parameters, or split the statement",
+            ));
+        }
+        thread::scope(|scope| {
+            let judge = thread::Builder::new()
+                .name("sql-rules".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn_scoped(scope, || judge(self.dialect, &self.grants, text));
+            match judge.map(thread::ScopedJoinHandle::join) {
+                Ok(Ok(verdict)) => verdict,
+                // A panic here is a defect of the parser or of these rules: what cannot be judged does not run.
+                Ok(Err(_)) => Err(Refusal::whole(
+                    code::UNDECIDED,
+                    "the statement could not be judged",
+                    "this is a defect of the host: please report the statement",
+                )),
+                Err(error) => Err(Refusal::whole(
+                    code::UNDECIDED,
+                    format!(
+                        "the statement could not be judged: no thread to judge it on ({error})"
+                    ),
+                    "raise the limit of threads of the host's process; the message can be retried",
+                )),
+            }
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Allowed> {
@@ -222,22 +254,8 @@ impl Allowed {
 }
 
 /// Judges one text: the whole pipeline of this module, without the cache.
-fn judge(
-    dialect: Dialect,
-    grants: &Grants,
-    max_statement_bytes: usize,
-    text: &str,
-) -> Checked<Statement> {
-    if text.len() > max_statement_bytes {
-        return Err(Refusal::whole(
-            code::TOO_LARGE,
-            format!(
-                "the statement has {} bytes, {max_statement_bytes} are allowed",
-                text.len()
-            ),
-            "pass long values as parameters, or split the statement",
-        ));
-    }
+fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
+    kind(text)?;
     let pieces = lexer::cut(dialect, text)?;
     let parameters = parameters(dialect, &pieces)?;
     let tree = parse(dialect, &pieces)?;
@@ -265,6 +283,27 @@ fn judge(
             })
             .collect(),
     })
+}
+
+/// Names the kind of statement that is refused, before its details are: `COMMIT` should not hear about commas.
+fn kind(text: &str) -> Checked {
+    let start = text.len() - text.trim_start().len();
+    let length = text[start..]
+        .find(|c: char| !c.is_ascii_alphabetic())
+        .unwrap_or(text.len() - start);
+    let word = &text[start..start + length];
+    let allowed = ["select", "insert", "update", "delete", "with", "values"];
+    if length == 0 || allowed.iter().any(|kind| word.eq_ignore_ascii_case(kind)) {
+        return Ok(());
+    }
+    Err(Refusal::at(
+        text,
+        start,
+        start + length,
+        code::KIND,
+        format!("{} is not allowed", word.to_ascii_uppercase()),
+        "only SELECT, INSERT, UPDATE and DELETE are; transactions and sessions belong to the host, the schema to migrations",
+    ))
 }
 
 /// The highest parameter, after checking that every lower one is used too: a database cannot tell the type of one
@@ -312,7 +351,9 @@ fn parse(dialect: Dialect, pieces: &Pieces) -> Checked<sqlparser::ast::Statement
         .with_tokens_with_locations(pieces.tokens.clone());
     let parsed = parser.parse_statements();
     // Where the parser stopped is the best place to point at, whatever it says.
-    let stopped = parser.get_current_index().min(pieces.len().saturating_sub(1));
+    let stopped = parser
+        .get_current_index()
+        .min(pieces.len().saturating_sub(1));
     match parsed {
         Ok(mut statements) if statements.len() == 1 => Ok(statements.remove(0)),
         Ok(_) => Err(pieces.refuse(
@@ -328,13 +369,17 @@ fn parse(dialect: Dialect, pieces: &Pieces) -> Checked<sqlparser::ast::Statement
             "flatten it, or split it",
         )),
         Err(ParserError::TokenizerError(reason) | ParserError::ParserError(reason)) => {
-            // The parser's own position counts pieces, which would only mislead.
-            let reason = reason.split(" at Line:").next().unwrap_or_default();
+            // What the parser found may be a string literal, and its position counts pieces: both stay out.
+            let expected = reason
+                .strip_prefix("Expected: ")
+                .and_then(|rest| rest.split_once(", found:"))
+                .map(|(expected, _)| format!(": expected {expected} near here"))
+                .unwrap_or_default();
             Err(pieces.refuse(
                 stopped,
                 code::SYNTAX,
-                format!("the statement is not understood: {reason}"),
-                "only plain SELECT, INSERT, UPDATE and DELETE statements can be checked, and what cannot be checked does not run",
+                format!("the statement is not understood{expected}"),
+                "what cannot be checked does not run: write it in plainer SQL",
             ))
         }
     }

@@ -55,9 +55,11 @@ impl Guest {
 }
 
 /// Logs what the handler wrote to stdout and stderr, and how much of its log was over the limit.
-pub(in crate::sandbox) fn log_output(guest: &Guest, output: &str) {
+pub(in crate::sandbox) fn log_output(guest: &mut Guest, output: &str) {
     for line in output.lines().filter(|line| !line.is_empty()) {
-        guest.record(Level::Info, line, "");
+        if guest.quota.log_line(line.len()) {
+            guest.record(Level::Info, line, "");
+        }
     }
     if guest.quota.dropped_lines > 0 {
         let dropped = guest.quota.dropped_lines;

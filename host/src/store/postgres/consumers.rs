@@ -37,7 +37,9 @@ impl PostgresSession {
                 "SELECT id, key_rule, fingerprint_rule, generation, horizon FROM @hapax_consumer WHERE name = $1",
             )
             .bind(name);
-        let Some(row) = self.row(select).await? else { return Ok(None) };
+        let Some(row) = self.row(select).await? else {
+            return Ok(None);
+        };
         let horizon: Option<DateTime<Utc>> = column(&row, 4)?;
         Ok(Some(ConsumerRow {
             id: ConsumerId(column(&row, 0)?),
@@ -59,8 +61,10 @@ impl PostgresSession {
         self.touch(insert).await?;
         let select = self.statement("SELECT value FROM @hapax_meta WHERE name = 'secret'");
         let row = self.row(select).await?;
-        let row = row.ok_or_else(|| StoreError::Broken("the secret of the store is gone".to_owned()))?;
+        let row =
+            row.ok_or_else(|| StoreError::Broken("the secret of the store is gone".to_owned()))?;
         let text: String = column(&row, 0)?;
-        hex::decode(text).map_err(|error| StoreError::Broken(format!("the secret of the store: {error}")))
+        hex::decode(text)
+            .map_err(|error| StoreError::Broken(format!("the secret of the store: {error}")))
     }
 }

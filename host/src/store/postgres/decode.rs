@@ -4,8 +4,8 @@
 //! unreadable column does not cost the transaction.
 
 use chrono::{Days, NaiveDate};
-use sqlx::postgres::{PgTypeInfo, PgTypeKind};
 use sqlx::TypeInfo;
+use sqlx::postgres::{PgTypeInfo, PgTypeKind};
 
 use super::encode::{EPOCH_DAYS, EPOCH_MICROS, base, is_text, oid};
 use super::numeric;
@@ -15,7 +15,9 @@ use crate::store::Value;
 pub(super) fn readable(kind: &PgTypeInfo) -> bool {
     let (kind, number) = base(kind);
     match kind.kind() {
-        PgTypeKind::Array(element) => readable(element) && !matches!(base(element).0.kind(), PgTypeKind::Array(_)),
+        PgTypeKind::Array(element) => {
+            readable(element) && !matches!(base(element).0.kind(), PgTypeKind::Array(_))
+        }
         _ => {
             is_text(kind, number)
                 || matches!(
@@ -47,7 +49,10 @@ pub(super) fn readable(kind: &PgTypeInfo) -> bool {
 /// Reads one value that is not null; `None` when the bytes are not of the type.
 pub(super) fn decode(kind: &PgTypeInfo, bytes: &[u8]) -> Option<Value> {
     let (kind, number) = base(kind);
-    let other = |text: String| Value::Other { kind: kind.name().to_lowercase(), text };
+    let other = |text: String| Value::Other {
+        kind: kind.name().to_lowercase(),
+        text,
+    };
     let value = match number {
         oid::BOOL => Value::Bool(*bytes.first()? != 0),
         oid::INT2 => Value::S64(i16::from_be_bytes(bytes.try_into().ok()?).into()),
@@ -108,13 +113,21 @@ fn date(days: i32) -> String {
         Ok(after) => start.checked_add_days(Days::new(after)),
         Err(_) => start.checked_sub_days(Days::new(distance.unsigned_abs())),
     };
-    date.map_or_else(|| format!("{days} days after 2000-01-01"), |date| date.to_string())
+    date.map_or_else(
+        || format!("{days} days after 2000-01-01"),
+        |date| date.to_string(),
+    )
 }
 
 /// Microseconds since midnight as `13:14:15` or `13:14:15.000016`.
 fn time_of_day(micros: i64) -> String {
     let seconds = micros / 1_000_000;
-    let clock = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let clock = format!(
+        "{:02}:{:02}:{:02}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    );
     match micros % 1_000_000 {
         0 => clock,
         rest => format!("{clock}.{rest:06}"),
@@ -130,7 +143,11 @@ fn interval(bytes: &[u8]) -> Option<String> {
     let months = i32::from_be_bytes(months.try_into().ok()?);
     let sign = if micros < 0 { "-" } else { "" };
     let micros = micros.unsigned_abs();
-    Some(format!("P{months}M{days}DT{sign}{}.{:06}S", micros / 1_000_000, micros % 1_000_000))
+    Some(format!(
+        "P{months}M{days}DT{sign}{}.{:06}S",
+        micros / 1_000_000,
+        micros % 1_000_000
+    ))
 }
 
 /// The form that Postgres writes and reads: `{1,NULL,"a b"}`.
@@ -152,7 +169,12 @@ fn array(element: &PgTypeInfo, bytes: &[u8]) -> Option<String> {
     Some(text)
 }
 
-fn elements(element: &PgTypeInfo, sizes: &[usize], reader: &mut Reader<'_>, text: &mut String) -> Option<()> {
+fn elements(
+    element: &PgTypeInfo,
+    sizes: &[usize],
+    reader: &mut Reader<'_>,
+    text: &mut String,
+) -> Option<()> {
     text.push('{');
     for index in 0..sizes[0] {
         if index > 0 {
@@ -179,7 +201,9 @@ fn plain(value: Value) -> String {
         Value::S64(number) => number.to_string(),
         Value::F64(number) => number.to_string(),
         Value::Bytes(bytes) => format!("\\x{}", hex::encode(bytes)),
-        Value::Timestamp(micros) => crate::store::stored::rfc3339(micros).unwrap_or_else(|| micros.to_string()),
+        Value::Timestamp(micros) => {
+            crate::store::stored::rfc3339(micros).unwrap_or_else(|| micros.to_string())
+        }
         Value::Text(text)
         | Value::Decimal(text)
         | Value::Uuid(text)

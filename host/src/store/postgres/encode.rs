@@ -84,13 +84,19 @@ pub(super) fn base(kind: &PgTypeInfo) -> (&PgTypeInfo, u32) {
 
 /// Types whose binary form is their text, beside the built-in ones.
 pub(super) fn is_text(kind: &PgTypeInfo, oid: u32) -> bool {
-    matches!(oid, oid::TEXT | oid::VARCHAR | oid::BPCHAR | oid::NAME | oid::UNKNOWN | oid::XML)
-        || matches!(kind.kind(), PgTypeKind::Enum(_))
+    matches!(
+        oid,
+        oid::TEXT | oid::VARCHAR | oid::BPCHAR | oid::NAME | oid::UNKNOWN | oid::XML
+    ) || matches!(kind.kind(), PgTypeKind::Enum(_))
         || kind.name().eq_ignore_ascii_case("citext")
 }
 
 /// Encodes the value for parameter `place` (from 1) of the type `kind`.
-pub(super) fn encode(place: usize, value: &Value, kind: &PgTypeInfo) -> Result<Encoded, StoreError> {
+pub(super) fn encode(
+    place: usize,
+    value: &Value,
+    kind: &PgTypeInfo,
+) -> Result<Encoded, StoreError> {
     if *value == Value::Null {
         return Ok(Encoded(None));
     }
@@ -98,30 +104,44 @@ pub(super) fn encode(place: usize, value: &Value, kind: &PgTypeInfo) -> Result<E
     let name = kind.name().to_lowercase();
     let bytes = match number {
         oid::BOOL => boolean(value),
-        oid::INT2 => integer(value).and_then(|n| i16::try_from(n).ok()).map(|n| n.to_be_bytes().to_vec()),
-        oid::INT4 => integer(value).and_then(|n| i32::try_from(n).ok()).map(|n| n.to_be_bytes().to_vec()),
+        oid::INT2 => integer(value)
+            .and_then(|n| i16::try_from(n).ok())
+            .map(|n| n.to_be_bytes().to_vec()),
+        oid::INT4 => integer(value)
+            .and_then(|n| i32::try_from(n).ok())
+            .map(|n| n.to_be_bytes().to_vec()),
         oid::INT8 => integer(value).map(|n| n.to_be_bytes().to_vec()),
-        oid::OID => integer(value).and_then(|n| u32::try_from(n).ok()).map(|n| n.to_be_bytes().to_vec()),
-        oid::FLOAT4 => float(value).and_then(narrow).map(|n| n.to_be_bytes().to_vec()),
+        oid::OID => integer(value)
+            .and_then(|n| u32::try_from(n).ok())
+            .map(|n| n.to_be_bytes().to_vec()),
+        oid::FLOAT4 => float(value)
+            .and_then(narrow)
+            .map(|n| n.to_be_bytes().to_vec()),
         oid::FLOAT8 => float(value).map(|n| n.to_be_bytes().to_vec()),
         oid::NUMERIC => decimal(value),
         oid::BYTEA => match value {
             Value::Bytes(bytes) => Some(bytes.clone()),
             _ => None,
         },
-        oid::UUID => text(value).and_then(|text| uuid::Uuid::parse_str(text).ok()).map(|id| id.as_bytes().to_vec()),
-        oid::JSON => text(value).filter(|text| is_json(text)).map(|text| text.as_bytes().to_vec()),
-        oid::JSONB => text(value).filter(|text| is_json(text) && !has_nul_escape(text)).map(|text| {
-            // Version 1 of the form, then the text.
-            let mut bytes = vec![1];
-            bytes.extend_from_slice(text.as_bytes());
-            bytes
-        }),
+        oid::UUID => text(value)
+            .and_then(|text| uuid::Uuid::parse_str(text).ok())
+            .map(|id| id.as_bytes().to_vec()),
+        oid::JSON => text(value)
+            .filter(|text| is_json(text))
+            .map(|text| text.as_bytes().to_vec()),
+        oid::JSONB => text(value)
+            .filter(|text| is_json(text) && !has_nul_escape(text))
+            .map(|text| {
+                // Version 1 of the form, then the text.
+                let mut bytes = vec![1];
+                bytes.extend_from_slice(text.as_bytes());
+                bytes
+            }),
         oid::TIMESTAMPTZ | oid::TIMESTAMP => time(value),
         oid::DATE => date(value),
-        _ if is_text(kind, number) => {
-            text(value).filter(|text| !text.contains('\0')).map(|text| text.as_bytes().to_vec())
-        }
+        _ if is_text(kind, number) => text(value)
+            .filter(|text| !text.contains('\0'))
+            .map(|text| text.as_bytes().to_vec()),
         _ => {
             return Err(refuse(
                 "42804",
@@ -134,13 +154,26 @@ pub(super) fn encode(place: usize, value: &Value, kind: &PgTypeInfo) -> Result<E
     };
     bytes.map(|bytes| Encoded(Some(bytes))).ok_or_else(|| {
         // 22P02: invalid text representation; 22003: numeric value out of range.
-        let code = if matches!(value, Value::S64(_) | Value::F64(_) | Value::Timestamp(_)) { "22003" } else { "22P02" };
-        refuse(code, format!("parameter ${place}: {} does not fit into the type {name}", describe(value)))
+        let code = if matches!(value, Value::S64(_) | Value::F64(_) | Value::Timestamp(_)) {
+            "22003"
+        } else {
+            "22P02"
+        };
+        refuse(
+            code,
+            format!(
+                "parameter ${place}: {} does not fit into the type {name}",
+                describe(value)
+            ),
+        )
     })
 }
 
 pub(super) fn refuse(code: &str, message: String) -> StoreError {
-    StoreError::Statement { code: code.to_owned(), message }
+    StoreError::Statement {
+        code: code.to_owned(),
+        message,
+    }
 }
 
 /// The kind of a value, never its content: error texts end in tables and logs.
@@ -221,7 +254,9 @@ fn time(value: &Value) -> Option<Vec<u8>> {
         },
     };
     let micros = micros.checked_sub(EPOCH_MICROS)?;
-    TIMES.contains(&micros).then(|| micros.to_be_bytes().to_vec())
+    TIMES
+        .contains(&micros)
+        .then(|| micros.to_be_bytes().to_vec())
 }
 
 /// RFC 3339, or the same without an offset, which means UTC.
@@ -245,7 +280,9 @@ fn date(value: &Value) -> Option<Vec<u8>> {
     };
     // The first day is 4714-11-24 BC, as for timestamps; the last is 5874897-12-31.
     let days = i32::try_from(days - EPOCH_DAYS).ok()?;
-    (-2_451_545..2_145_031_949).contains(&days).then(|| days.to_be_bytes().to_vec())
+    (-2_451_545..2_145_031_949)
+        .contains(&days)
+        .then(|| days.to_be_bytes().to_vec())
 }
 
 fn is_json(text: &str) -> bool {
@@ -255,7 +292,11 @@ fn is_json(text: &str) -> bool {
 /// jsonb cannot hold NUL, not even escaped.
 fn has_nul_escape(text: &str) -> bool {
     text.match_indices("\\u0000").any(|(at, _)| {
-        let before = text[..at].bytes().rev().take_while(|byte| *byte == b'\\').count();
+        let before = text[..at]
+            .bytes()
+            .rev()
+            .take_while(|byte| *byte == b'\\')
+            .count();
         before % 2 == 0
     })
 }

@@ -38,11 +38,21 @@ impl Refusal {
     }
 
     fn gone(why: String) -> Self {
-        Self { error: StoreError::Unavailable(why), lost: true, stale_plan: false, rolled_back: false }
+        Self {
+            error: StoreError::Unavailable(why),
+            lost: true,
+            stale_plan: false,
+            rolled_back: false,
+        }
     }
 
     fn kept(error: StoreError) -> Self {
-        Self { error, lost: false, stale_plan: false, rolled_back: false }
+        Self {
+            error,
+            lost: false,
+            stale_plan: false,
+            rolled_back: false,
+        }
     }
 
     fn answer(answer: &PgDatabaseError) -> Self {
@@ -52,14 +62,12 @@ impl Refusal {
             None => answer.message().to_owned(),
         };
         let error = match code {
-            _ if code.starts_with("23") => {
-                StoreError::Constraint(Constraint {
-                    kind: constraint_kind(code),
-                    code: code.to_owned(),
-                    constraint: constraint_name(answer),
-                    message: answer.message().to_owned(),
-                })
-            }
+            _ if code.starts_with("23") => StoreError::Constraint(Constraint {
+                kind: constraint_kind(code),
+                code: code.to_owned(),
+                constraint: constraint_name(answer),
+                message: answer.message().to_owned(),
+            }),
             "40001" | "40P01" => StoreError::Conflict(text),
             "55P03" => StoreError::LockTimeout(text),
             "57014" => StoreError::Limit(text),
@@ -74,10 +82,15 @@ impl Refusal {
                 StoreError::Unavailable(text)
             }
             "0A000" if is_stale_plan(answer) => StoreError::Conflict(text),
-            _ => StoreError::Statement { code: code.to_owned(), message: text },
+            _ => StoreError::Statement {
+                code: code.to_owned(),
+                message: text,
+            },
         };
         Self {
-            lost: code.starts_with("08") || code.starts_with("57P") || matches!(code, "25006" | "25P03"),
+            lost: code.starts_with("08")
+                || code.starts_with("57P")
+                || matches!(code, "25006" | "25P03"),
             stale_plan: code == "0A000" && is_stale_plan(answer),
             rolled_back: matches!(error, StoreError::Constraint(_) | StoreError::Conflict(_)),
             error,
@@ -89,7 +102,9 @@ impl Refusal {
         match self.error {
             StoreError::Limit(why) => StoreError::Unavailable(why),
             // Undefined table, schema or column, or no privilege on it: the schema is not ours.
-            StoreError::Statement { code, message } if matches!(&*code, "42P01" | "3F000" | "42703" | "42501") => {
+            StoreError::Statement { code, message }
+                if matches!(&*code, "42P01" | "3F000" | "42703" | "42501") =>
+            {
                 StoreError::Unusable(format!(
                     "{message} ({code}): were the tables made, and may this role use them? see `hapax migrate`"
                 ))
@@ -106,7 +121,11 @@ fn is_stale_plan(answer: &PgDatabaseError) -> bool {
 
 /// A NOT NULL has no name of its own in most versions: `table.column` says as much.
 fn constraint_name(answer: &PgDatabaseError) -> Option<String> {
-    match (DatabaseError::constraint(answer), answer.table(), answer.column()) {
+    match (
+        DatabaseError::constraint(answer),
+        answer.table(),
+        answer.column(),
+    ) {
         (Some(name), _, _) => Some(name.to_owned()),
         (None, Some(table), Some(column)) => Some(format!("{table}.{column}")),
         _ => None,

@@ -2,7 +2,10 @@
 
 use futures_util::TryStreamExt;
 use sqlx::postgres::{PgArguments, PgRow, PgStatement};
-use sqlx::{Arguments, AssertSqlSafe, Column as _, Either, Executor, Row, SqlSafeStr, Statement, TypeInfo, ValueRef};
+use sqlx::{
+    Arguments, AssertSqlSafe, Column as _, Either, Executor, Row, SqlSafeStr, Statement, TypeInfo,
+    ValueRef,
+};
 
 use super::decode::{decode, readable};
 use super::encode::{encode, refuse};
@@ -19,10 +22,13 @@ impl PostgresSession {
     ) -> Result<Rows, StoreError> {
         let prepared = self.prepare(statement).await?;
         let arguments = arguments(&prepared, parameters)?;
-        let mut result = Rows { columns: columns(&prepared)?, rows: Vec::new() };
+        let mut result = Rows {
+            columns: columns(&prepared)?,
+            rows: Vec::new(),
+        };
         let mut bytes = 0;
         let mut limit = None;
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let read = async {
             let query = sqlx::query_with(prepared.sql().clone(), arguments);
             let mut stream = query.fetch(&mut connection);
@@ -33,7 +39,10 @@ impl PostgresSession {
                     continue;
                 }
                 let values = values(&row)?;
-                bytes += values.iter().map(|value| value.size_bytes() as u64).sum::<u64>();
+                bytes += values
+                    .iter()
+                    .map(|value| value.size_bytes() as u64)
+                    .sum::<u64>();
                 if result.rows.len() as u64 == max_rows {
                     limit = Some(format!("the result has more than {max_rows} rows"));
                 } else if bytes > max_bytes {
@@ -45,7 +54,8 @@ impl PostgresSession {
             Ok(())
         };
         let read = read.await;
-        self.put(connection, read).map_err(|refusal| refusal.error)?;
+        self.back(connection, read)
+            .map_err(|refusal| refusal.error)?;
         match limit {
             Some(limit) => {
                 self.fail();
@@ -62,16 +72,23 @@ impl PostgresSession {
     ) -> Result<u64, StoreError> {
         let prepared = self.prepare(statement).await?;
         let arguments = arguments(&prepared, parameters)?;
-        let mut connection = self.take()?;
-        let result = sqlx::query_with(prepared.sql().clone(), arguments).execute(&mut connection).await;
-        self.put(connection, result).map(|done| done.rows_affected()).map_err(|refusal| refusal.error)
+        let mut connection = self.lend()?;
+        let result = sqlx::query_with(prepared.sql().clone(), arguments)
+            .execute(&mut connection)
+            .await;
+        self.back(connection, result)
+            .map(|done| done.rows_affected())
+            .map_err(|refusal| refusal.error)
     }
 
     /// One round trip for a text that the connection has not seen lately, else none.
     async fn prepare(&mut self, statement: &str) -> Result<PgStatement, StoreError> {
-        let mut connection = self.take()?;
-        let result = connection.prepare(AssertSqlSafe(statement).into_sql_str()).await;
-        self.put(connection, result).map_err(|refusal| refusal.error)
+        let mut connection = self.lend()?;
+        let result = connection
+            .prepare(AssertSqlSafe(statement).into_sql_str())
+            .await;
+        self.back(connection, result)
+            .map_err(|refusal| refusal.error)
     }
 }
 
@@ -83,13 +100,19 @@ fn arguments(prepared: &PgStatement, parameters: &[Value]) -> Result<PgArguments
     if kinds.len() != parameters.len() {
         return Err(refuse(
             "08P01",
-            format!("the statement has {} parameters, and {} values were given", kinds.len(), parameters.len()),
+            format!(
+                "the statement has {} parameters, and {} values were given",
+                kinds.len(),
+                parameters.len()
+            ),
         ));
     }
     let mut arguments = PgArguments::default();
     for (index, (value, kind)) in parameters.iter().zip(kinds).enumerate() {
         let encoded = encode(index + 1, value, kind)?;
-        arguments.add(encoded).map_err(|error| refuse("22000", error.to_string()))?;
+        arguments
+            .add(encoded)
+            .map_err(|error| refuse("22000", error.to_string()))?;
     }
     Ok(arguments)
 }
@@ -101,10 +124,16 @@ fn columns(prepared: &PgStatement) -> Result<Vec<Column>, StoreError> {
         if !readable(column.type_info()) {
             return Err(refuse(
                 "42804",
-                format!("the column {} has the type {kind}, which cannot be read: cast it to text", column.name()),
+                format!(
+                    "the column {} has the type {kind}, which cannot be read: cast it to text",
+                    column.name()
+                ),
             ));
         }
-        columns.push(Column { name: column.name().to_owned(), kind });
+        columns.push(Column {
+            name: column.name().to_owned(),
+            kind,
+        });
     }
     Ok(columns)
 }
@@ -119,7 +148,9 @@ fn values(row: &PgRow) -> Result<Vec<Value>, sqlx::Error> {
             }
             let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
             decode(column.type_info(), bytes).ok_or_else(|| {
-                sqlx::Error::Decode(format!("the column {} holds what its type does not", column.name()).into())
+                sqlx::Error::Decode(
+                    format!("the column {} holds what its type does not", column.name()).into(),
+                )
             })
         })
         .collect()

@@ -25,8 +25,10 @@ impl PostgresSession {
         let keys: Vec<&[u8]> = claims.iter().map(|claim| claim.key).collect();
         let fingerprints: Vec<&[u8]> = claims.iter().map(|claim| claim.fingerprint).collect();
         let attempts: Vec<i32> = claims.iter().map(|claim| claim.attempts).collect();
-        let times: Vec<Option<i64>> =
-            claims.iter().map(|claim| timestamp_seconds(claim.timestamp_seconds)).collect();
+        let times: Vec<Option<i64>> = claims
+            .iter()
+            .map(|claim| timestamp_seconds(claim.timestamp_seconds))
+            .collect();
         let insert = self
             .statement(
                 "INSERT INTO @hapax_ledger (consumer, key, fate, attempts, fingerprint, plugin, expires_at) \
@@ -47,7 +49,10 @@ impl PostgresSession {
         if rows.len() == claims.len() {
             return Ok(vec![true; claims.len()]);
         }
-        let new = rows.iter().map(|row| column(row, 0)).collect::<Result<HashSet<&[u8]>, _>>()?;
+        let new = rows
+            .iter()
+            .map(|row| column(row, 0))
+            .collect::<Result<HashSet<&[u8]>, _>>()?;
         Ok(keys.iter().map(|key| new.contains(key)).collect())
     }
 
@@ -105,9 +110,18 @@ impl PostgresSession {
         consumer: ConsumerId,
         settlements: &[Settlement<'_>],
     ) -> Result<u64, StoreError> {
-        let keys: Vec<&[u8]> = settlements.iter().map(|settlement| settlement.key).collect();
-        let fates: Vec<i16> = settlements.iter().map(|settlement| settlement.fate as i16).collect();
-        let attempts: Vec<i32> = settlements.iter().map(|settlement| settlement.attempts).collect();
+        let keys: Vec<&[u8]> = settlements
+            .iter()
+            .map(|settlement| settlement.key)
+            .collect();
+        let fates: Vec<i16> = settlements
+            .iter()
+            .map(|settlement| settlement.fate as i16)
+            .collect();
+        let attempts: Vec<i32> = settlements
+            .iter()
+            .map(|settlement| settlement.attempts)
+            .collect();
         let update = self
             .statement(
                 "UPDATE @hapax_ledger l SET fate = s.fate, attempts = s.attempts \
@@ -168,11 +182,17 @@ impl PostgresSession {
                     attempts: column(&row, 0)?,
                 });
             }
-            if let Some(entry) = self.ledger_entries(rule.consumer, &[claim.key]).await?.swap_remove(0) {
+            if let Some(entry) = self
+                .ledger_entries(rule.consumer, &[claim.key])
+                .await?
+                .swap_remove(0)
+            {
                 return Ok(entry);
             }
         }
-        Err(StoreError::Conflict("the row of the key comes and goes".to_owned()))
+        Err(StoreError::Conflict(
+            "the row of the key comes and goes".to_owned(),
+        ))
     }
 
     pub(super) async fn ledger_undo_start(
@@ -237,7 +257,11 @@ impl PostgresSession {
             .bind(i64::from(limit));
         let row = self.row(sweep).await?;
         let row = row.ok_or_else(|| StoreError::Broken("the sweep has no answer".to_owned()))?;
-        let last = if column::<i64>(&row, 0)? < i64::from(limit) { None } else { column(&row, 1)? };
+        let last = if column::<i64>(&row, 0)? < i64::from(limit) {
+            None
+        } else {
+            column(&row, 1)?
+        };
         Ok((last, column::<i64>(&row, 2)?.unsigned_abs()))
     }
 

@@ -15,7 +15,9 @@ const FRACTION_DIGITS_MAX: i64 = 16_383;
 
 /// Reads the binary form; `None` when it is not one.
 pub(super) fn decode(bytes: &[u8]) -> Option<String> {
-    let mut words = bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+    let mut words = bytes
+        .chunks_exact(2)
+        .map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
     let count = usize::from(words.next()?);
     let weight = i64::from(words.next()? as i16);
     let sign = words.next()?;
@@ -31,7 +33,12 @@ pub(super) fn decode(bytes: &[u8]) -> Option<String> {
         return None;
     }
     // The group that stands for 10000^power; those that are not sent are zero.
-    let group = |power: i64| usize::try_from(weight - power).ok().and_then(|at| groups.get(at)).copied();
+    let group = |power: i64| {
+        usize::try_from(weight - power)
+            .ok()
+            .and_then(|at| groups.get(at))
+            .copied()
+    };
     let mut text = String::from(if sign == NEGATIVE { "-" } else { "" });
     text.push_str(&group(weight.max(0)).unwrap_or(0).to_string());
     for power in (0..weight.max(0)).rev() {
@@ -68,8 +75,14 @@ pub(super) fn encode(text: &str) -> Option<Vec<u8>> {
     let lead = (-whole).rem_euclid(4);
     let mut padded = "0".repeat(lead as usize) + &digits;
     padded.push_str(&"0".repeat((-(padded.len() as i64)).rem_euclid(4) as usize));
-    let mut groups: Vec<u16> =
-        padded.as_bytes().chunks(4).map(|four| four.iter().fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'))).collect();
+    let mut groups: Vec<u16> = padded
+        .as_bytes()
+        .chunks(4)
+        .map(|four| {
+            four.iter()
+                .fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'))
+        })
+        .collect();
     let mut weight = (whole + lead) / 4 - 1;
     let zeros = groups.iter().take_while(|group| **group == 0).count();
     groups.drain(..zeros);
@@ -80,7 +93,11 @@ pub(super) fn encode(text: &str) -> Option<Vec<u8>> {
     if groups.is_empty() {
         weight = 0;
     }
-    let sign = if negative && !groups.is_empty() { NEGATIVE } else { 0 };
+    let sign = if negative && !groups.is_empty() {
+        NEGATIVE
+    } else {
+        0
+    };
     let head = [
         u16::try_from(groups.len()).ok()?,
         i16::try_from(weight).ok()? as u16,
@@ -127,8 +144,21 @@ mod tests {
     #[test]
     fn a_number_keeps_every_digit_and_its_trailing_zeros() {
         for text in [
-            "0", "0.00", "1", "-1", "10000", "99999999", "12.50", "-0.000000000001", "100000000000000000000",
-            "123456789012345678901234567890.123456789", "0.1", "1.0001", "NaN", "Infinity", "-Infinity",
+            "0",
+            "0.00",
+            "1",
+            "-1",
+            "10000",
+            "99999999",
+            "12.50",
+            "-0.000000000001",
+            "100000000000000000000",
+            "123456789012345678901234567890.123456789",
+            "0.1",
+            "1.0001",
+            "NaN",
+            "Infinity",
+            "-Infinity",
         ] {
             assert_eq!(decode(&encode(text).unwrap()).unwrap(), text);
         }
@@ -136,14 +166,31 @@ mod tests {
 
     #[test]
     fn an_exponent_moves_the_point() {
-        for (text, plain) in [("1.5e3", "1500"), ("1e-3", "0.001"), ("-2E2", "-200"), ("0e10", "0"), ("+7", "7")] {
+        for (text, plain) in [
+            ("1.5e3", "1500"),
+            ("1e-3", "0.001"),
+            ("-2E2", "-200"),
+            ("0e10", "0"),
+            ("+7", "7"),
+        ] {
             assert_eq!(decode(&encode(text).unwrap()).unwrap(), plain, "{text}");
         }
     }
 
     #[test]
     fn text_that_is_no_number_is_refused_and_so_is_one_without_an_end() {
-        for text in ["", "-", ".", "1.2.3", "abc", "1e", "1e999999999", "1e-20000", "--1", "1 2"] {
+        for text in [
+            "",
+            "-",
+            ".",
+            "1.2.3",
+            "abc",
+            "1e",
+            "1e999999999",
+            "1e-20000",
+            "--1",
+            "1 2",
+        ] {
             assert_eq!(encode(text), None, "{text}");
         }
     }

@@ -24,7 +24,10 @@ macro_rules! columns {
 impl PostgresSession {
     pub(super) async fn lock_host(&mut self, host: HostId) -> Result<(), StoreError> {
         let class = self.lock_class;
-        let lock = self.statement("SELECT pg_advisory_lock($1, $2)").bind(class).bind(host.0);
+        let lock = self
+            .statement("SELECT pg_advisory_lock($1, $2)")
+            .bind(class)
+            .bind(host.0);
         self.touch(lock).await.map(|_| ())
     }
 
@@ -38,7 +41,9 @@ impl PostgresSession {
             self.put_outbox_part(host, part, &mut sequences).await?;
         }
         if sequences.len() != rows.len() {
-            return Err(StoreError::Broken("the outbox did not take every row".to_owned()));
+            return Err(StoreError::Broken(
+                "the outbox did not take every row".to_owned(),
+            ));
         }
         Ok(sequences)
     }
@@ -182,7 +187,10 @@ impl PostgresSession {
         self.rows(select).await?.iter().map(record).collect()
     }
 
-    pub(super) async fn blocked_outbox(&mut self, sequences: &[i64]) -> Result<Vec<i64>, StoreError> {
+    pub(super) async fn blocked_outbox(
+        &mut self,
+        sequences: &[i64],
+    ) -> Result<Vec<i64>, StoreError> {
         let select = self
             .statement(
                 "SELECT o.sequence FROM @hapax_outbox o WHERE o.sequence = ANY($1::bigint[]) \
@@ -190,12 +198,17 @@ impl PostgresSession {
                  AND older.sequence < o.sequence) ORDER BY o.sequence",
             )
             .bind(sequences);
-        self.rows(select).await?.iter().map(|row| column(row, 0)).collect()
+        self.rows(select)
+            .await?
+            .iter()
+            .map(|row| column(row, 0))
+            .collect()
     }
 
     pub(super) async fn delete_outbox(&mut self, sequences: &[i64]) -> Result<(), StoreError> {
-        let delete =
-            self.statement("DELETE FROM @hapax_outbox WHERE sequence = ANY($1::bigint[])").bind(sequences);
+        let delete = self
+            .statement("DELETE FROM @hapax_outbox WHERE sequence = ANY($1::bigint[])")
+            .bind(sequences);
         self.touch(delete).await.map(|_| ())
     }
 
@@ -222,7 +235,9 @@ impl PostgresSession {
             "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at) \
              FILTER (WHERE due_at IS NULL OR due_at <= now() OR attempts > 0)), 0)::float8 FROM @hapax_outbox",
         );
-        let Some(row) = self.row(select).await? else { return Ok(OutboxDepth::default()) };
+        let Some(row) = self.row(select).await? else {
+            return Ok(OutboxDepth::default());
+        };
         Ok(OutboxDepth {
             rows: column::<i64>(&row, 0)?.unsigned_abs(),
             oldest_seconds: column::<f64>(&row, 1)?.max(0.0),
@@ -241,7 +256,12 @@ fn record(row: &PgRow) -> Result<OutboxRecord, StoreError> {
             may_drop: column(row, 5)?,
             ordering_key: column::<Option<Vec<u8>>>(row, 6)?.map(utf8).transpose()?,
             delay: None,
-            message: message(column(row, 7)?, column(row, 8)?, column(row, 9)?, column(row, 10)?)?,
+            message: message(
+                column(row, 7)?,
+                column(row, 8)?,
+                column(row, 9)?,
+                column(row, 10)?,
+            )?,
         }),
     })
 }

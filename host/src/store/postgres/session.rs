@@ -16,12 +16,16 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
 
 use super::errors::Refusal;
 use crate::store::{
-    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, HostId, OutboxDepth, OutboxRecord,
-    OutboxRow, Rows, Session, Settlement, Status, StoreError, Value, WaitingFilter, WaitingRecord,
-    WaitingRow,
+    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, HostId, OutboxDepth,
+    OutboxRecord, OutboxRow, Rows, Session, Settlement, Status, StoreError, Value, WaitingFilter,
+    WaitingRecord, WaitingRow,
 };
 
 pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
+
+/// A constraint that a schema defers is checked with its statement all the same: at COMMIT nobody could tell
+/// which message of the batch it refuses.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET CONSTRAINTS ALL IMMEDIATE";
 
 pub(super) struct PostgresSession {
     /// Absent once it is lost.
@@ -59,19 +63,22 @@ impl PostgresSession {
     /// `"schema".hapax_ledger`.
     pub(super) fn statement<'q>(&mut self, template: &'static str) -> PgQuery<'q> {
         let schema = &self.schema;
-        let text = self
-            .texts
-            .entry(template)
-            .or_insert_with(|| template.replace("@hapax_", &format!("\"{schema}\".hapax_")).into());
+        let text = self.texts.entry(template).or_insert_with(|| {
+            template
+                .replace("@hapax_", &format!("\"{schema}\".hapax_"))
+                .into()
+        });
         sqlx::query(AssertSqlSafe(Arc::clone(text)))
     }
 
-    /// Takes the connection for one statement, unless the transaction is dead.
-    pub(super) fn take(&mut self) -> Result<PgConnection, StoreError> {
+    /// Lends the connection for one statement, unless the transaction is dead.
+    pub(super) fn lend(&mut self) -> Result<PgConnection, StoreError> {
         if self.open && (self.failed || self.connection.is_none()) {
             return Err(StoreError::TransactionLost(self.why_over()));
         }
-        self.connection.take().ok_or_else(|| StoreError::Unavailable(self.lost.clone()))
+        self.connection
+            .take()
+            .ok_or_else(|| StoreError::Unavailable(self.lost.clone()))
     }
 
     fn why_over(&self) -> String {
@@ -81,8 +88,8 @@ impl PostgresSession {
         }
     }
 
-    /// Puts the connection back after a statement, and notes what its error means.
-    pub(super) fn put<T>(
+    /// Takes the connection back after a statement, and notes what its error means.
+    pub(super) fn back<T>(
         &mut self,
         connection: PgConnection,
         result: Result<T, sqlx::Error>,
@@ -106,9 +113,9 @@ impl PostgresSession {
 
     /// Runs a statement of the host's own and returns its rows.
     pub(super) async fn rows(&mut self, query: PgQuery<'_>) -> Result<Vec<PgRow>, StoreError> {
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let result = query.fetch_all(&mut connection).await;
-        self.put(connection, result).map_err(Refusal::own)
+        self.back(connection, result).map_err(Refusal::own)
     }
 
     /// Runs a statement of the host's own that returns one row, or none.
@@ -118,16 +125,20 @@ impl PostgresSession {
 
     /// Runs a statement of the host's own and returns how many rows it touched.
     pub(super) async fn touch(&mut self, query: PgQuery<'_>) -> Result<u64, StoreError> {
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let result = query.execute(&mut connection).await;
-        self.put(connection, result).map(|done| done.rows_affected()).map_err(Refusal::own)
+        self.back(connection, result)
+            .map(|done| done.rows_affected())
+            .map_err(Refusal::own)
     }
 
     /// Sends a command without parameters: one round trip, nothing prepared.
     async fn command(&mut self, command: String) -> Result<(), StoreError> {
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let result = connection.execute(AssertSqlSafe(command)).await;
-        self.put(connection, result).map(|_| ()).map_err(Refusal::own)
+        self.back(connection, result)
+            .map(|_| ())
+            .map_err(Refusal::own)
     }
 
     /// The transaction is over for a reason that the server does not know.
@@ -138,7 +149,9 @@ impl PostgresSession {
     /// For calls that are a transaction of their own.
     pub(super) fn outside(&self) -> Result<(), StoreError> {
         if self.open {
-            return Err(StoreError::Broken("this call needs a session without an open transaction".to_owned()));
+            return Err(StoreError::Broken(
+                "this call needs a session without an open transaction".to_owned(),
+            ));
         }
         Ok(())
     }
@@ -173,8 +186,12 @@ impl PostgresSession {
 
     /// Removes a savepoint and those after it.
     fn forget(&mut self, name: &str) -> Result<(), StoreError> {
-        let place = self.savepoints.iter().rposition(|savepoint| *savepoint == name);
-        let place = place.ok_or_else(|| StoreError::Broken(format!("there is no savepoint {name}")))?;
+        let place = self
+            .savepoints
+            .iter()
+            .rposition(|savepoint| *savepoint == name);
+        let place =
+            place.ok_or_else(|| StoreError::Broken(format!("there is no savepoint {name}")))?;
         self.savepoints.truncate(place);
         Ok(())
     }
@@ -206,34 +223,39 @@ pub(super) fn column<'r, T>(row: &'r PgRow, index: usize) -> Result<T, StoreErro
 where
     T: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
 {
-    row.try_get(index).map_err(|error| StoreError::Broken(error.to_string()))
+    row.try_get(index)
+        .map_err(|error| StoreError::Broken(error.to_string()))
 }
 
 #[async_trait]
 impl Session for PostgresSession {
     async fn ping(&mut self) -> Result<(), StoreError> {
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         let result = connection.ping().await;
-        self.put(connection, result).map_err(Refusal::own)
+        self.back(connection, result).map_err(Refusal::own)
     }
 
     async fn begin(&mut self) -> Result<(), StoreError> {
         self.outside()?;
-        self.command("BEGIN ISOLATION LEVEL READ COMMITTED".to_owned()).await?;
+        self.command(BEGIN.to_owned()).await?;
         self.open = true;
         Ok(())
     }
 
     async fn commit(&mut self) -> Result<(), StoreError> {
         if !self.open {
-            return Err(StoreError::TransactionLost("there is no transaction".to_owned()));
+            return Err(StoreError::TransactionLost(
+                "there is no transaction".to_owned(),
+            ));
         }
-        let mut connection = self.take()?;
+        let mut connection = self.lend()?;
         self.lost = "the session was given up during COMMIT".to_owned();
         // Postgres answers COMMIT of a dead transaction with the tag ROLLBACK and no error; SET LOCAL
         // fails there instead, and nothing after it is run. The timeout must not fire while COMMIT waits
         // for a standby: it would end the wait with a warning, and the commit would look replicated.
-        let result = connection.execute("SET LOCAL statement_timeout = 0; COMMIT").await;
+        let result = connection
+            .execute("SET LOCAL statement_timeout = 0; COMMIT")
+            .await;
         match result {
             Ok(_) => {
                 self.connection = Some(connection);
@@ -262,7 +284,10 @@ impl Session for PostgresSession {
 
     async fn rollback_to(&mut self, name: &'static str) -> Result<(), StoreError> {
         self.forget(name)?;
-        self.undo(format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")).await?;
+        self.undo(format!(
+            "ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}"
+        ))
+        .await?;
         self.failed = false;
         Ok(())
     }
@@ -289,7 +314,11 @@ impl Session for PostgresSession {
         self.get_secret().await
     }
 
-    async fn claim(&mut self, rule: ClaimRule<'_>, claims: &[Claim<'_>]) -> Result<Vec<bool>, StoreError> {
+    async fn claim(
+        &mut self,
+        rule: ClaimRule<'_>,
+        claims: &[Claim<'_>],
+    ) -> Result<Vec<bool>, StoreError> {
         self.ledger_claim(rule, claims).await
     }
 
@@ -301,7 +330,12 @@ impl Session for PostgresSession {
         self.ledger_entries(consumer, keys).await
     }
 
-    async fn take(&mut self, rule: ClaimRule<'_>, claim: Claim<'_>, from: Fate) -> Result<bool, StoreError> {
+    async fn take(
+        &mut self,
+        rule: ClaimRule<'_>,
+        claim: Claim<'_>,
+        from: Fate,
+    ) -> Result<bool, StoreError> {
         self.ledger_take(rule, claim, from).await
     }
 
@@ -317,7 +351,11 @@ impl Session for PostgresSession {
         self.ledger_finish(consumer, keys).await
     }
 
-    async fn record_start(&mut self, rule: ClaimRule<'_>, claim: Claim<'_>) -> Result<Entry, StoreError> {
+    async fn record_start(
+        &mut self,
+        rule: ClaimRule<'_>,
+        claim: Claim<'_>,
+    ) -> Result<Entry, StoreError> {
         self.ledger_record_start(rule, claim).await
     }
 
@@ -325,7 +363,10 @@ impl Session for PostgresSession {
         self.ledger_undo_start(consumer, key).await
     }
 
-    async fn ledger_counts(&mut self, consumer: ConsumerId) -> Result<Vec<(Fate, u64)>, StoreError> {
+    async fn ledger_counts(
+        &mut self,
+        consumer: ConsumerId,
+    ) -> Result<Vec<(Fate, u64)>, StoreError> {
         self.ledger_count(consumer).await
     }
 
@@ -366,11 +407,19 @@ impl Session for PostgresSession {
         self.lock_waiting(consumer, id).await
     }
 
-    async fn waiting_delete(&mut self, consumer: ConsumerId, ids: &[&[u8]]) -> Result<u64, StoreError> {
+    async fn waiting_delete(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[&[u8]],
+    ) -> Result<u64, StoreError> {
         self.delete_waiting(consumer, ids).await
     }
 
-    async fn waiting_start(&mut self, consumer: ConsumerId, id: &[u8]) -> Result<Option<i32>, StoreError> {
+    async fn waiting_start(
+        &mut self,
+        consumer: ConsumerId,
+        id: &[u8],
+    ) -> Result<Option<i32>, StoreError> {
         self.start_waiting(consumer, id).await
     }
 
@@ -378,7 +427,10 @@ impl Session for PostgresSession {
         self.unstart_waiting(consumer, id).await
     }
 
-    async fn waiting_list(&mut self, filter: &WaitingFilter) -> Result<Vec<WaitingRecord>, StoreError> {
+    async fn waiting_list(
+        &mut self,
+        filter: &WaitingFilter,
+    ) -> Result<Vec<WaitingRecord>, StoreError> {
         self.list_waiting(filter).await
     }
 
@@ -409,7 +461,11 @@ impl Session for PostgresSession {
         self.put_outbox(host, rows).await
     }
 
-    async fn outbox_take(&mut self, host: HostId, limit: u32) -> Result<Vec<OutboxRecord>, StoreError> {
+    async fn outbox_take(
+        &mut self,
+        host: HostId,
+        limit: u32,
+    ) -> Result<Vec<OutboxRecord>, StoreError> {
         self.take_outbox(host, limit).await
     }
 
@@ -468,7 +524,8 @@ impl Session for PostgresSession {
         max_rows: u64,
         max_bytes: u64,
     ) -> Result<Rows, StoreError> {
-        self.guest_query(statement, parameters, max_rows, max_bytes).await
+        self.guest_query(statement, parameters, max_rows, max_bytes)
+            .await
     }
 
     async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError> {

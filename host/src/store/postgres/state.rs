@@ -13,8 +13,13 @@ impl PostgresSession {
             .statement("SELECT value, version FROM @hapax_state WHERE consumer = $1 AND key = $2 FOR UPDATE")
             .bind(consumer.0)
             .bind(key.as_bytes());
-        let Some(row) = self.row(select).await? else { return Ok(None) };
-        Ok(Some((column(&row, 0)?, column::<i64>(&row, 1)?.unsigned_abs())))
+        let Some(row) = self.row(select).await? else {
+            return Ok(None);
+        };
+        Ok(Some((
+            column(&row, 0)?,
+            column::<i64>(&row, 1)?.unsigned_abs(),
+        )))
     }
 
     pub(super) async fn write_state(
@@ -37,19 +42,26 @@ impl PostgresSession {
                 "UPDATE @hapax_state SET value = $3, version = version + 1 \
                  WHERE consumer = $1 AND key = $2 AND version = $4"
             }
-            (false, Expect::Anything) => "DELETE FROM @hapax_state WHERE consumer = $1 AND key = $2",
+            (false, Expect::Anything) => {
+                "DELETE FROM @hapax_state WHERE consumer = $1 AND key = $2"
+            }
             (false, Expect::Absent) => return Ok(self.get_state(consumer, key).await?.is_none()),
             (false, Expect::Version(_)) => {
                 "DELETE FROM @hapax_state WHERE consumer = $1 AND key = $2 AND version = $3"
             }
         };
-        let mut query = self.statement(template).bind(consumer.0).bind(key.as_bytes());
+        let mut query = self
+            .statement(template)
+            .bind(consumer.0)
+            .bind(key.as_bytes());
         if let Some(value) = value {
             query = query.bind(value);
         }
         if let Expect::Version(version) = expect {
             // No row has a version that does not fit.
-            let Ok(version) = i64::try_from(version) else { return Ok(false) };
+            let Ok(version) = i64::try_from(version) else {
+                return Ok(false);
+            };
             query = query.bind(version);
         }
         let touched = self.touch(query).await?;

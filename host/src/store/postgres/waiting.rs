@@ -39,7 +39,10 @@ impl PostgresSession {
         consumer: ConsumerId,
         rows: &[&(WaitingRow, Duration)],
     ) -> Result<(), StoreError> {
-        fn each<'a, T>(rows: &[&'a (WaitingRow, Duration)], get: impl Fn(&'a WaitingRow) -> T) -> Vec<T> {
+        fn each<'a, T>(
+            rows: &[&'a (WaitingRow, Duration)],
+            get: impl Fn(&'a WaitingRow) -> T,
+        ) -> Vec<T> {
             rows.iter().map(|row| get(&row.0)).collect()
         }
         let insert = self
@@ -101,7 +104,9 @@ impl PostgresSession {
             .bind(consumer.0)
             .bind(i64::from(limit));
         let rows = self.rows(select).await?;
-        rows.iter().map(|row| Ok((column(row, 0)?, column(row, 1)?))).collect()
+        rows.iter()
+            .map(|row| Ok((column(row, 0)?, column(row, 1)?)))
+            .collect()
     }
 
     pub(super) async fn next_waiting(
@@ -114,9 +119,12 @@ impl PostgresSession {
                  FROM @hapax_waiting WHERE consumer = $1 AND status = 'retry'",
             )
             .bind(consumer.0);
-        let Some(row) = self.row(select).await? else { return Ok(None) };
+        let Some(row) = self.row(select).await? else {
+            return Ok(None);
+        };
         let seconds: Option<f64> = column(&row, 0)?;
-        Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
+        Ok(seconds
+            .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
     }
 
     pub(super) async fn lock_waiting(
@@ -133,7 +141,11 @@ impl PostgresSession {
             ))
             .bind(consumer.0)
             .bind(id);
-        self.row(select).await?.as_ref().map(waiting_row).transpose()
+        self.row(select)
+            .await?
+            .as_ref()
+            .map(waiting_row)
+            .transpose()
     }
 
     pub(super) async fn delete_waiting(
@@ -162,7 +174,10 @@ impl PostgresSession {
             )
             .bind(consumer.0)
             .bind(id);
-        self.row(update).await?.map(|row| column(&row, 0)).transpose()
+        self.row(update)
+            .await?
+            .map(|row| column(&row, 0))
+            .transpose()
     }
 
     pub(super) async fn unstart_waiting(
@@ -208,7 +223,8 @@ impl PostgresSession {
                     row: waiting_row(row)?,
                     first_failed_at: column::<DateTime<Utc>>(row, 18)?.timestamp_micros(),
                     failed_at: column::<DateTime<Utc>>(row, 19)?.timestamp_micros(),
-                    due_at: column::<Option<DateTime<Utc>>>(row, 20)?.map(|time| time.timestamp_micros()),
+                    due_at: column::<Option<DateTime<Utc>>>(row, 20)?
+                        .map(|time| time.timestamp_micros()),
                 })
             })
             .collect()
@@ -258,7 +274,13 @@ impl PostgresSession {
             .bind(consumer.0);
         let rows = self.rows(select).await?;
         rows.iter()
-            .map(|row| Ok((status(column(row, 0)?)?, column(row, 1)?, column::<i64>(row, 2)?.unsigned_abs())))
+            .map(|row| {
+                Ok((
+                    status(column(row, 0)?)?,
+                    column(row, 1)?,
+                    column::<i64>(row, 2)?.unsigned_abs(),
+                ))
+            })
             .collect()
     }
 }
@@ -282,6 +304,11 @@ fn waiting_row(row: &PgRow) -> Result<WaitingRow, StoreError> {
         plugin: column(row, 10)?,
         trace_id: column(row, 11)?,
         queue: column(row, 12)?,
-        message: message(column(row, 13)?, column(row, 14)?, column(row, 15)?, column(row, 16)?)?,
+        message: message(
+            column(row, 13)?,
+            column(row, 14)?,
+            column(row, 15)?,
+            column(row, 16)?,
+        )?,
     })
 }

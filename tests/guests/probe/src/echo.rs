@@ -4,6 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::time::SystemTime;
 
+use hapax_guest::context::Dialect;
 use hapax_guest::prelude::*;
 use hapax_guest::sql::Value;
 use hapax_guest::{HeaderValue, Properties, Timestamp};
@@ -19,7 +20,11 @@ pub fn context(message: &Message) -> Json {
         "clock": Timestamp::from(SystemTime::now()).0,
         "random": RandomState::new().hash_one(0),
         "ids": [context::new_id(), context::new_id()],
-        "dialect": format!("{:?}", context::dialect()).to_lowercase(),
+        "dialect": match context::dialect() {
+            Dialect::Postgres => "postgres",
+            Dialect::Sqlite => "sqlite",
+            Dialect::Mysql => "mysql",
+        },
         "trace": context::trace().map(|trace| json!({
             "trace_id": trace.trace_id, "span_id": trace.span_id, "sampled": trace.sampled,
         })),

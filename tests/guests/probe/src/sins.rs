@@ -19,7 +19,9 @@ pub fn recurse(depth: u64) {
     black_box(&frame);
 }
 
-/// Takes memory and touches it, and never gives it back.
-pub fn allocate(mib: usize) {
-    std::mem::forget(black_box(vec![1_u8; mib << 20]));
+/// Takes memory piece by piece, touches it, and never gives it back.
+pub fn allocate(mib: u32) {
+    for _ in 0..mib {
+        std::mem::forget(black_box(vec![1_u8; 1 << 20]));
+    }
 }

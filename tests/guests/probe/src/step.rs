@@ -52,7 +52,7 @@ pub enum Action {
     Panic(String),
     Spin(bool),
     Recurse(bool),
-    AllocateMib(usize),
+    AllocateMib(u32),
     SleepMs(u64),
 }
 

@@ -185,6 +185,10 @@ fn the_echo_tells_the_context_and_the_message() {
         json!({"content_type": "application/json", "message_id": "m"})
     );
     assert_eq!(echo["headers"], json!([["h", 1.5]]));
+    assert_eq!(
+        (&echo["dialect"], &echo["consumer"]),
+        (&json!("postgres"), &json!("test"))
+    );
     assert_ne!(echo["ids"][0], echo["ids"][1]);
 }
 

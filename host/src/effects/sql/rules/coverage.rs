@@ -53,7 +53,9 @@ pub(super) fn check(dialect: Dialect, pieces: &Pieces, understood: &[Understood]
             return Err(pieces.refuse(
                 index,
                 code::FUNCTION,
-                format!("with a space before the parenthesis `{word}` is not the built-in function"),
+                format!(
+                    "with a space before the parenthesis `{word}` is not the built-in function"
+                ),
                 "remove the space",
             ));
         }

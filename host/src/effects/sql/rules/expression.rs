@@ -2,8 +2,8 @@
 
 use sqlparser::ast::{
     AccessExpr, Array, BinaryOperator, CaseWhen, CastKind, CeilFloorKind, DateTimeField, Expr,
-    ExtractSyntax, Interval, Subscript, TypedString, UnaryOperator, Value,
-    ValueWithSpan, WindowFrame, WindowFrameBound, WindowSpec,
+    ExtractSyntax, Interval, Subscript, TypedString, UnaryOperator, Value, ValueWithSpan,
+    WindowFrame, WindowFrameBound, WindowSpec,
 };
 
 use super::Dialect;
@@ -24,10 +24,7 @@ impl Walk<'_> {
         })
     }
 
-    pub fn expressions<'e>(
-        &mut self,
-        expressions: impl IntoIterator<Item = &'e Expr>,
-    ) -> Checked {
+    pub fn expressions<'e>(&mut self, expressions: impl IntoIterator<Item = &'e Expr>) -> Checked {
         expressions
             .into_iter()
             .try_for_each(|expression| self.expression(expression))
@@ -141,7 +138,7 @@ impl Walk<'_> {
                     *named && self.dialect == Dialect::Postgres,
                     "an array without ARRAY",
                 )?;
-                self.expressions(elem)
+                self.array(elem)
             }
             Expr::CompoundFieldAccess { root, access_chain } => {
                 self.expression(root)?;
@@ -176,6 +173,19 @@ impl Walk<'_> {
             | Expr::Lambda(_)
             | Expr::MemberOf(_) => self.clause("this expression"),
         }
+    }
+
+    /// Inside `ARRAY[…]`, further dimensions are written without the word.
+    fn array(&mut self, elements: &[Expr]) -> Checked {
+        for element in elements {
+            match element {
+                Expr::Array(Array { elem, named: false }) => {
+                    self.deeper(|walk| walk.array(elem))?;
+                }
+                _ => self.expression(element)?,
+            }
+        }
+        Ok(())
     }
 
     fn predicate(&mut self, expression: &Expr) -> Checked {
@@ -269,7 +279,10 @@ impl Walk<'_> {
                 syntax,
                 expr,
             } => {
-                self.absent(matches!(syntax, ExtractSyntax::From), "EXTRACT with a comma")?;
+                self.absent(
+                    matches!(syntax, ExtractSyntax::From),
+                    "EXTRACT with a comma",
+                )?;
                 self.date_field(field)?;
                 self.expression(expr)
             }
@@ -512,7 +525,10 @@ impl Walk<'_> {
             end_bound,
         }) = window_frame
         {
-            for bound in [Some(start_bound), end_bound.as_ref()].into_iter().flatten() {
+            for bound in [Some(start_bound), end_bound.as_ref()]
+                .into_iter()
+                .flatten()
+            {
                 match bound {
                     WindowFrameBound::CurrentRow => {}
                     WindowFrameBound::Preceding(rows) | WindowFrameBound::Following(rows) => {

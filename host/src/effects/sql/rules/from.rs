@@ -130,10 +130,7 @@ impl Walk<'_> {
                 with_offset_alias,
                 with_ordinality: _,
             } => {
-                self.absent(
-                    !with_offset && with_offset_alias.is_none(),
-                    "WITH OFFSET",
-                )?;
+                self.absent(!with_offset && with_offset_alias.is_none(), "WITH OFFSET")?;
                 self.granted_unnest(array_exprs)?;
                 self.optional_alias(alias.as_ref())
             }

@@ -112,7 +112,13 @@ static DICE: Names = LazyLock::new(|| {
 
 /// SQLite's date functions: they read the clock when they are not given a time.
 const SQLITE_DATES: &[&str] = &[
-    "date", "time", "datetime", "julianday", "strftime", "unixepoch", "timediff",
+    "date",
+    "time",
+    "datetime",
+    "julianday",
+    "strftime",
+    "unixepoch",
+    "timediff",
 ];
 
 impl Walk<'_> {
@@ -207,8 +213,13 @@ impl Walk<'_> {
             )
         } else {
             (
-                format!("the function `{callee}` is not a pure built-in of {}", self.dialect.name()),
-                format!("add `{callee}` to grant.functions of the consumer, if it has no effects outside the transaction"),
+                format!(
+                    "the function `{callee}` is not a pure built-in of {}",
+                    self.dialect.name()
+                ),
+                format!(
+                    "add `{callee}` to grant.functions of the consumer, if it has no effects outside the transaction"
+                ),
             )
         };
         self.refuse(code::FUNCTION, message, help)
@@ -285,7 +296,9 @@ impl Walk<'_> {
         if args.len() <= time {
             return Err(self.refuse(
                 code::FUNCTION,
-                format!("`{callee}` without a time reads the clock, which differs between attempts"),
+                format!(
+                    "`{callee}` without a time reads the clock, which differs between attempts"
+                ),
                 "pass context.now() as a parameter",
             ));
         }

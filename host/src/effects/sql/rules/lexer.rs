@@ -21,8 +21,12 @@ const MAX_NESTING: usize = 40;
 const MAX_CHAIN: usize = 400;
 /// How many SELECTs may be chained with UNION and its like.
 const MAX_SET_OPERATIONS: usize = 60;
-/// How many operators may be used for which `sqlparser` copies the left side, which is quadratic.
-const MAX_COPYING_OPERATORS: usize = 32;
+/// How many operators may be used for which `sqlparser` copies the left side, which is quadratic, and how long
+/// chains may be when there are any: a copy takes more of the stack than anything else.
+const MAX_COPYING_OPERATORS: usize = 16;
+const MAX_COPIED_CHAIN: usize = 60;
+/// How many joins one statement may have. `sqlparser` recurses for joins whose conditions come later, unguarded.
+const MAX_JOINS: usize = 24;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum PieceKind {
@@ -226,7 +230,10 @@ impl Lexer<'_> {
         let rest = &self.text[self.at + 1..];
         if let Some(more) = rest.find(|c: char| !matches!(c, ' ' | '\t' | '\n' | '\r')) {
             self.at += 1 + more;
-            let length = self.text[self.at..].chars().next().map_or(0, char::len_utf8);
+            let length = self.text[self.at..]
+                .chars()
+                .next()
+                .map_or(0, char::len_utf8);
             return Err(self.refuse(
                 length,
                 code::MANY_STATEMENTS,
@@ -405,10 +412,16 @@ impl Lexer<'_> {
         if harmless {
             return Ok(());
         }
+        let before = match before.kind {
+            PieceKind::Text => "another one".to_owned(),
+            _ => format!("`{word}`"),
+        };
         Err(self.refuse(
             1,
             code::TOKEN,
-            format!("a string literal may not follow `{word}`: databases disagree about what that means"),
+            format!(
+                "a string literal may not follow {before}: databases disagree about what that means"
+            ),
             "use a parameter or cast(… as …); write AS before an alias, and join strings with ||",
         ))
     }
@@ -537,9 +550,10 @@ impl Lexer<'_> {
 
     fn push(&mut self, kind: PieceKind, length: usize, token: Token) -> Checked {
         if kind != PieceKind::Symbol
-            && self.pieces.last().is_some_and(|before| {
-                before.end == self.at && before.kind != PieceKind::Symbol
-            })
+            && self
+                .pieces
+                .last()
+                .is_some_and(|before| before.end == self.at && before.kind != PieceKind::Symbol)
         {
             return Err(self.refuse(
                 length,
@@ -602,6 +616,9 @@ struct Bounds {
     chained: usize,
     set_operations: usize,
     copying: usize,
+    joins: usize,
+    /// The longest chain so far.
+    longest: usize,
 }
 
 impl Bounds {
@@ -611,6 +628,8 @@ impl Bounds {
             chained: 0,
             set_operations: 0,
             copying: 0,
+            joins: 0,
+            longest: 0,
         }
     }
 
@@ -638,6 +657,7 @@ impl Bounds {
         if let Some(chain) = self.chains.last_mut() {
             *chain += 1;
             self.chained += 1;
+            self.longest = self.longest.max(self.chained);
         }
     }
 
@@ -651,10 +671,19 @@ impl Bounds {
         if words::joins_queries(word) {
             self.set_operations += 1;
         }
+        if words::joins_tables(word) {
+            self.joins += 1;
+        }
     }
 
     fn exceeded(&self) -> bool {
-        self.chained > MAX_CHAIN
+        let chain = if self.copying > 0 {
+            MAX_COPIED_CHAIN
+        } else {
+            MAX_CHAIN
+        };
+        self.longest > chain
+            || self.joins > MAX_JOINS
             || self.set_operations > MAX_SET_OPERATIONS
             || self.copying > MAX_COPYING_OPERATORS
     }

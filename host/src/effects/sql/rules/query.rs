@@ -153,18 +153,21 @@ impl Walk<'_> {
                 }
                 for side in [left, right] {
                     let outline = self.deeper(|walk| walk.body(side))?;
-                    self.absent(outline.kind == Kind::Select, "a write inside a set operation")?;
+                    self.absent(
+                        outline.kind == Kind::Select,
+                        "a write inside a set operation",
+                    )?;
                 }
                 Ok(select)
             }
-            SetExpr::Insert(statement) | SetExpr::Update(statement) | SetExpr::Delete(statement) => {
-                match statement {
-                    Tree::Insert(insert) => self.insert(insert),
-                    Tree::Update(update) => self.update(update),
-                    Tree::Delete(delete) => self.delete(delete),
-                    _ => self.clause("this statement"),
-                }
-            }
+            SetExpr::Insert(statement)
+            | SetExpr::Update(statement)
+            | SetExpr::Delete(statement) => match statement {
+                Tree::Insert(insert) => self.insert(insert),
+                Tree::Update(update) => self.update(update),
+                Tree::Delete(delete) => self.delete(delete),
+                _ => self.clause("this statement"),
+            },
             SetExpr::Merge(_) => self.clause("MERGE"),
             SetExpr::Table(_) => self.clause("TABLE"),
         }

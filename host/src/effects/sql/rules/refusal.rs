@@ -33,6 +33,8 @@ pub mod code {
     pub const OPERATOR: &str = "sql-refused-operator";
     /// A parameter that is not `$1`, `$2`, … without gaps.
     pub const PARAMETER: &str = "sql-refused-parameter";
+    /// The host could not come to a verdict; the statement itself may be fine.
+    pub const UNDECIDED: &str = "sql-refused-undecided";
 }
 
 /// A statement was refused before it reached the database; the transaction is untouched.

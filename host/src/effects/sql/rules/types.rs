@@ -11,9 +11,24 @@ use super::walk::Walk;
 
 /// PostgreSQL's types that the parser has no name for.
 const PLAIN_POSTGRES: &[&str] = &[
-    "bpchar", "cidr", "citext", "daterange", "hstore", "inet", "int4multirange", "int4range",
-    "int8multirange", "int8range", "jsonpath", "ltree", "macaddr", "macaddr8", "money", "numrange",
-    "tsrange", "tstzrange",
+    "bpchar",
+    "cidr",
+    "citext",
+    "daterange",
+    "hstore",
+    "inet",
+    "int4multirange",
+    "int4range",
+    "int8multirange",
+    "int8range",
+    "jsonpath",
+    "ltree",
+    "macaddr",
+    "macaddr8",
+    "money",
+    "numrange",
+    "tsrange",
+    "tstzrange",
 ];
 
 impl Walk<'_> {
@@ -171,7 +186,9 @@ impl Walk<'_> {
         let help = if name.starts_with("reg") {
             "compare names as text instead".to_owned()
         } else {
-            format!("if `{name}` is a type of your schema, add it to grant.functions of the consumer")
+            format!(
+                "if `{name}` is a type of your schema, add it to grant.functions of the consumer"
+            )
         };
         self.refuse(
             code::TYPE,

@@ -80,8 +80,8 @@ impl<'a> Walk<'a> {
             _ => Err(self.pieces.refuse(
                 0,
                 code::KIND,
-                "only SELECT, INSERT, UPDATE and DELETE are allowed",
-                "the host owns transactions, sessions and the schema; do the rest in a migration",
+                "this kind of statement is not allowed",
+                "only SELECT, INSERT, UPDATE and DELETE are",
             )),
         }
     }
@@ -157,8 +157,8 @@ impl<'a> Walk<'a> {
         let Some(index) = index else {
             return Err(self.refuse(
                 code::SYNTAX,
-                format!("`{}` is not understood as a name", ident.value),
-                "quote names the standard way, and write AS before an alias",
+                "a name is written in a way that is not understood",
+                "a string literal is no name; quote names the way the standard does",
             ));
         };
         self.here = index;
@@ -215,7 +215,9 @@ impl<'a> Walk<'a> {
         let mut idents = Vec::with_capacity(parts.len());
         for (index, part) in parts.iter().enumerate() {
             match part {
-                ObjectNamePart::Identifier(ident) if index + 1 == parts.len() => self.head(ident)?,
+                ObjectNamePart::Identifier(ident) if index + 1 == parts.len() => {
+                    self.head(ident)?
+                }
                 ObjectNamePart::Identifier(ident) => self.name(ident)?,
                 ObjectNamePart::Function(_) => return self.clause("a computed name"),
             }
@@ -317,13 +319,15 @@ impl<'a> Walk<'a> {
             self.name(part)?;
         }
         // PostgreSQL reads `t.f` as a call of f with the row of t when there is no such column.
-        if let (Dialect::Postgres, true, Some(last)) =
-            (self.dialect, parts.len() > 1, parts.last())
+        if let (Dialect::Postgres, true, Some(last)) = (self.dialect, parts.len() > 1, parts.last())
             && super::grants::starts_with(&last.value, "pg_")
         {
             return Err(self.refuse(
                 code::NAME,
-                format!("`{}` could be read as a call of a system function", last.value),
+                format!(
+                    "`{}` could be read as a call of a system function",
+                    last.value
+                ),
                 "rename the column",
             ));
         }

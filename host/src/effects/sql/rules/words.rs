@@ -73,6 +73,8 @@ static CHAINING: Words = LazyLock::new(|| {
 /// Operators for which the parser copies the whole left side.
 static COPYING: Words = LazyLock::new(|| list("div match glob regexp"));
 
+static JOINS: Words = LazyLock::new(|| list("join straight_join apply"));
+
 static SET_OPERATIONS: Words = LazyLock::new(|| list("union intersect except minus"));
 
 /// PostgreSQL: reserved, and reserved except as function or type.
@@ -161,6 +163,10 @@ pub(super) fn copies(word: &str) -> bool {
 
 pub(super) fn joins_queries(word: &str) -> bool {
     has(&SET_OPERATIONS, word)
+}
+
+pub(super) fn joins_tables(word: &str) -> bool {
+    has(&JOINS, word)
 }
 
 pub(super) fn must_touch(word: &str) -> bool {

@@ -1,0 +1,578 @@
+//! What only Postgres has: types, several hosts, servers that go away.
+
+use std::str::FromStr;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Executor};
+
+use super::{Fixture, eventually, message};
+use crate::store::postgres::PostgresStore;
+use crate::store::{HostId, OutboxRow, Session, Store, StoreError, Value};
+
+/// Declares tests that need a server.
+macro_rules! on_a_server {
+    ($($name:ident)*) => {
+        mod on_a_server {
+            $(#[tokio::test]
+            async fn $name() {
+                if let Some(fixture) = crate::store::contract::Fixture::postgres(stringify!($name)).await {
+                    super::$name(&fixture).await;
+                    fixture.remove().await;
+                }
+            })*
+        }
+    };
+}
+
+on_a_server! {
+    a_dead_transaction_refuses_the_commit_that_is_sent
+    types_are_read_as_they_are
+    a_value_that_does_not_fit_is_refused_before_it_is_sent
+    text_takes_the_type_of_its_place
+    a_type_without_a_value_of_its_own_is_told_how_to_be_written
+    a_table_that_changes_under_a_statement_is_met_again
+    a_session_that_was_ended_by_the_server_is_unavailable
+    a_commit_without_an_answer_is_in_doubt
+    a_deferred_constraint_refuses_the_commit_and_nothing_is_in_doubt
+    a_deadlock_is_a_conflict
+    an_older_row_that_another_host_is_taking_holds_back_the_younger
+    tables_that_are_not_there_are_told_apart_from_a_failing_statement
+    a_server_that_is_not_there_is_unavailable
+    the_role_cannot_weaken_a_session
+    two_schemas_do_not_share_their_hosts
+}
+
+async fn rows(session: &mut dyn Session, statement: &str, parameters: &[Value]) -> Vec<Vec<Value>> {
+    session
+        .query(statement, parameters, 1_000, 1 << 20)
+        .await
+        .unwrap()
+        .rows
+}
+
+fn text(text: &str) -> Value {
+    Value::Text(text.to_owned())
+}
+
+fn other(kind: &str, text: &str) -> Value {
+    Value::Other {
+        kind: kind.to_owned(),
+        text: text.to_owned(),
+    }
+}
+
+/// Even where a session does not know that its transaction is dead.
+async fn a_dead_transaction_refuses_the_commit_that_is_sent(fixture: &Fixture) {
+    let options = PgConnectOptions::from_str(fixture.postgres_url.as_ref().unwrap()).unwrap();
+    let mut connection = options.connect().await.unwrap();
+    connection.execute("BEGIN").await.unwrap();
+    connection.execute("SELECT 1 / 0").await.unwrap_err();
+    connection
+        .execute("SET LOCAL statement_timeout = 0; COMMIT")
+        .await
+        .unwrap_err();
+    connection
+        .execute("COMMIT")
+        .await
+        .expect("Postgres answers a plain COMMIT as if all was well");
+}
+
+async fn types_are_read_as_they_are(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    session
+        .execute("CREATE TYPE mood AS ENUM ('sad', 'fine')", &[])
+        .await
+        .unwrap();
+    session
+        .execute("CREATE DOMAIN age AS int CHECK (VALUE > 0)", &[])
+        .await
+        .unwrap();
+    let big = "9".repeat(200) + "." + &"1".repeat(100);
+    let cases = [
+        ("1::int2", Value::S64(1)),
+        ("2::int4", Value::S64(2)),
+        ("1.5::float4", Value::F64(1.5)),
+        ("'NaN'::numeric", Value::Decimal("NaN".to_owned())),
+        ("'Infinity'::numeric", Value::Decimal("Infinity".to_owned())),
+        ("12.500::numeric", Value::Decimal("12.500".to_owned())),
+        ("-0.00001::numeric", Value::Decimal("-0.00001".to_owned())),
+        (
+            "1e20::numeric",
+            Value::Decimal("100000000000000000000".to_owned()),
+        ),
+        (&*format!("{big}::numeric"), Value::Decimal(big.clone())),
+        ("'abc'::char(5)", text("abc  ")),
+        ("'abc'::name", text("abc")),
+        (
+            "'2026-01-02 03:04:05.000006+00'::timestamptz",
+            Value::Timestamp(1_767_323_045_000_006),
+        ),
+        (
+            "'2026-01-02 03:04:05.000006'::timestamp",
+            Value::Timestamp(1_767_323_045_000_006),
+        ),
+        ("'infinity'::timestamptz", other("timestamptz", "infinity")),
+        ("'2026-01-02'::date", other("date", "2026-01-02")),
+        ("'1969-12-31'::date", other("date", "1969-12-31")),
+        ("'03:04:05.5'::time", other("time", "03:04:05.500000")),
+        (
+            "'03:04:05+02:30'::timetz",
+            other("timetz", "03:04:05+02:30"),
+        ),
+        (
+            "'1 year 2 days 3.5 seconds'::interval",
+            other("interval", "P12M2DT3.500000S"),
+        ),
+        (
+            "'{\"b\": 1,  \"a\": 2}'::jsonb",
+            Value::Json("{\"a\": 2, \"b\": 1}".to_owned()),
+        ),
+        ("'{\"b\":  1}'::json", Value::Json("{\"b\":  1}".to_owned())),
+        ("'fine'::mood", other("mood", "fine")),
+        ("7::age", Value::S64(7)),
+        ("ARRAY[1, NULL, 3]", other("int4[]", "{1,NULL,3}")),
+        (
+            "ARRAY[['a', 'b c'], ['', 'null']]",
+            other("text[]", "{{a,\"b c\"},{\"\",\"null\"}}"),
+        ),
+        ("'{}'::uuid[]", other("uuid[]", "{}")),
+        ("NULL::inet::text", Value::Null),
+    ];
+    for (expression, value) in cases {
+        let read = rows(&mut *session, &format!("SELECT {expression}"), &[]).await;
+        assert_eq!(read, [[value]], "{expression}");
+    }
+    for (value, again) in [("{1,NULL,3}", "SELECT $1::text::int4[] = ARRAY[1, NULL, 3]")] {
+        assert_eq!(
+            rows(&mut *session, again, &[text(value)]).await,
+            [[Value::Bool(true)]]
+        );
+    }
+    let interval = rows(
+        &mut *session,
+        "SELECT $1::text::interval = '1 year 2 days 3.5 seconds'",
+        &[text("P12M2DT3.500000S")],
+    )
+    .await;
+    assert_eq!(interval, [[Value::Bool(true)]]);
+}
+
+async fn a_value_that_does_not_fit_is_refused_before_it_is_sent(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    session.begin().await.unwrap();
+    let cases = [
+        ("int2", Value::S64(32_768)),
+        ("int4", Value::S64(1 << 31)),
+        ("int4", Value::F64(1.0)),
+        ("int4", text("1.5")),
+        ("int8", Value::Decimal("9223372036854775808".to_owned())),
+        ("float8", Value::S64((1 << 53) + 1)),
+        ("float4", Value::F64(1e300)),
+        ("bool", Value::S64(1)),
+        ("text", Value::S64(1)),
+        ("text", text("a\0b")),
+        ("bytea", text("a")),
+        ("uuid", text("67e55044")),
+        ("jsonb", Value::Json("{".to_owned())),
+        ("jsonb", Value::Json("\"\\u0000\"".to_owned())),
+        ("json", text("1 2")),
+        ("numeric", text("one")),
+        ("timestamptz", Value::Timestamp(i64::MIN)),
+        ("timestamptz", text("yesterday")),
+        ("date", text("2026-02-30")),
+    ];
+    for (kind, value) in cases {
+        let error = session
+            .query(
+                &format!("SELECT $1::{kind}"),
+                std::slice::from_ref(&value),
+                1,
+                100,
+            )
+            .await;
+        let Err(StoreError::Statement { code, .. }) = &error else {
+            panic!("{kind} {value:?}: {error:?}")
+        };
+        assert!(code.starts_with("22"), "{kind} {value:?}: {code}");
+        assert!(session.alive().await, "{kind} {value:?}");
+    }
+    session.commit().await.unwrap();
+}
+
+async fn text_takes_the_type_of_its_place(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    session
+        .execute("CREATE TYPE mood AS ENUM ('sad', 'fine')", &[])
+        .await
+        .unwrap();
+    let cases = [
+        ("int4", text("-7"), Value::S64(-7)),
+        (
+            "uuid",
+            text("67E5504410B1426F9247BB680E5FE0C8"),
+            Value::Uuid("67e55044-10b1-426f-9247-bb680e5fe0c8".to_owned()),
+        ),
+        ("numeric", Value::S64(5), Value::Decimal("5".to_owned())),
+        ("numeric", Value::F64(0.1), Value::Decimal("0.1".to_owned())),
+        ("numeric", text("1.50"), Value::Decimal("1.50".to_owned())),
+        ("float8", Value::S64(3), Value::F64(3.0)),
+        (
+            "timestamptz",
+            text("2026-01-02T05:04:05.000006+02:00"),
+            Value::Timestamp(1_767_323_045_000_006),
+        ),
+        ("date", text("2026-01-02"), other("date", "2026-01-02")),
+        ("date", Value::Timestamp(-1), other("date", "1969-12-31")),
+        ("mood", text("sad"), other("mood", "sad")),
+        ("mood", other("mood", "fine"), other("mood", "fine")),
+        ("jsonb", text("[1,2]"), Value::Json("[1, 2]".to_owned())),
+        (
+            "jsonb",
+            Value::Json("\"\\\\u0000\"".to_owned()),
+            Value::Json("\"\\\\u0000\"".to_owned()),
+        ),
+        ("bool", text("true"), Value::Bool(true)),
+    ];
+    for (kind, value, read) in cases {
+        assert_eq!(
+            rows(&mut *session, &format!("SELECT $1::{kind}"), &[value]).await,
+            [[read]],
+            "{kind}"
+        );
+    }
+}
+
+async fn a_type_without_a_value_of_its_own_is_told_how_to_be_written(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    session.begin().await.unwrap();
+    let error = session
+        .query("SELECT $1::inet", &[text("127.0.0.1")], 1, 100)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("CAST($1 AS text)::inet"),
+        "{error}"
+    );
+    let error = session
+        .query("SELECT '127.0.0.1'::inet AS address", &[], 1, 100)
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("the column address has the type inet"),
+        "{error}"
+    );
+    assert!(session.alive().await);
+    let read = rows(
+        &mut *session,
+        "SELECT CAST($1 AS text)::inet::text",
+        &[text("127.0.0.1")],
+    )
+    .await;
+    assert_eq!(read, [[text("127.0.0.1/32")]]);
+    session.commit().await.unwrap();
+}
+
+async fn a_table_that_changes_under_a_statement_is_met_again(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    session
+        .execute("CREATE TABLE t (a int)", &[])
+        .await
+        .unwrap();
+    session
+        .execute("INSERT INTO t VALUES (1)", &[])
+        .await
+        .unwrap();
+    assert_eq!(
+        rows(&mut *session, "SELECT * FROM t", &[]).await,
+        [[Value::S64(1)]]
+    );
+    fixture
+        .session()
+        .await
+        .execute("ALTER TABLE t ADD COLUMN b text", &[])
+        .await
+        .unwrap();
+    session.begin().await.unwrap();
+    let error = session
+        .query("SELECT * FROM t", &[], 10, 100)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Conflict(_)), "{error:?}");
+    session.rollback().await.unwrap();
+    session.begin().await.unwrap();
+    assert_eq!(
+        rows(&mut *session, "SELECT * FROM t", &[]).await,
+        [[Value::S64(1), Value::Null]]
+    );
+    session.commit().await.unwrap();
+}
+
+async fn backend(session: &mut dyn Session) -> Value {
+    rows(session, "SELECT pg_backend_pid()", &[])
+        .await
+        .remove(0)
+        .remove(0)
+}
+
+async fn a_session_that_was_ended_by_the_server_is_unavailable(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    let pid = backend(&mut *session).await;
+    session.begin().await.unwrap();
+    rows(
+        &mut *fixture.session().await,
+        "SELECT pg_terminate_backend($1)",
+        &[pid],
+    )
+    .await;
+    let error = session.query("SELECT 1", &[], 1, 100).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    assert!(!session.alive().await);
+    assert!(matches!(
+        session.commit().await,
+        Err(StoreError::TransactionLost(_))
+    ));
+    session.rollback().await.unwrap();
+    for _ in 0..2 {
+        assert!(matches!(
+            session.begin().await,
+            Err(StoreError::Unavailable(_))
+        ));
+        assert!(matches!(
+            session.ping().await,
+            Err(StoreError::Unavailable(_))
+        ));
+    }
+}
+
+async fn a_commit_without_an_answer_is_in_doubt(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    let pid = backend(&mut *session).await;
+    session
+        .execute("CREATE TABLE t (n int)", &[])
+        .await
+        .unwrap();
+    session.begin().await.unwrap();
+    session
+        .execute("INSERT INTO t VALUES (1)", &[])
+        .await
+        .unwrap();
+    let mut killer = fixture.session().await;
+    rows(
+        &mut *killer,
+        "SELECT pg_terminate_backend($1)",
+        std::slice::from_ref(&pid),
+    )
+    .await;
+    eventually("the backend is gone", async || {
+        let alive = "SELECT 1 FROM pg_stat_activity WHERE pid = $1";
+        rows(&mut *killer, alive, std::slice::from_ref(&pid))
+            .await
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+    let error = session.commit().await.unwrap_err();
+    assert!(matches!(error, StoreError::InDoubt(_)), "{error:?}");
+    assert!(!session.alive().await);
+    assert!(matches!(
+        session.begin().await,
+        Err(StoreError::Unavailable(_))
+    ));
+}
+
+async fn a_deferred_constraint_refuses_the_commit_and_nothing_is_in_doubt(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    session
+        .execute("CREATE TABLE p (id int PRIMARY KEY)", &[])
+        .await
+        .unwrap();
+    session
+        .execute(
+            "CREATE TABLE c (p int REFERENCES p DEFERRABLE INITIALLY DEFERRED)",
+            &[],
+        )
+        .await
+        .unwrap();
+    session.begin().await.unwrap();
+    session
+        .execute("INSERT INTO c VALUES (1)", &[])
+        .await
+        .unwrap();
+    let error = session.commit().await.unwrap_err();
+    assert!(matches!(error, StoreError::Constraint(_)), "{error:?}");
+    session.rollback().await.unwrap();
+    session.begin().await.unwrap();
+    assert!(rows(&mut *session, "SELECT * FROM c", &[]).await.is_empty());
+    session.commit().await.unwrap();
+}
+
+async fn a_deadlock_is_a_conflict(fixture: &Fixture) {
+    let mut first = fixture.session().await;
+    first
+        .execute("CREATE TABLE t (id int PRIMARY KEY, n int)", &[])
+        .await
+        .unwrap();
+    first
+        .execute("INSERT INTO t VALUES (1, 0), (2, 0)", &[])
+        .await
+        .unwrap();
+    let mut second = fixture.session().await;
+    let update = "UPDATE t SET n = n + 1 WHERE id = $1";
+    for session in [&mut first, &mut second] {
+        session.begin().await.unwrap();
+        // Both wait: one of them must be the victim before its lock timeout.
+        session
+            .execute("SET LOCAL lock_timeout = '10s'", &[])
+            .await
+            .unwrap();
+        session
+            .execute("SET LOCAL deadlock_timeout = '50ms'", &[])
+            .await
+            .unwrap();
+    }
+    first.execute(update, &[Value::S64(1)]).await.unwrap();
+    second.execute(update, &[Value::S64(2)]).await.unwrap();
+    let (two, one) = ([Value::S64(2)], [Value::S64(1)]);
+    let (first, second) = tokio::join!(
+        async {
+            let result = first.execute(update, &two).await;
+            first.rollback().await.unwrap();
+            result
+        },
+        async {
+            let result = second.execute(update, &one).await;
+            second.rollback().await.unwrap();
+            result
+        }
+    );
+    let errors: Vec<StoreError> = [first, second]
+        .into_iter()
+        .filter_map(Result::err)
+        .collect();
+    assert!(
+        matches!(errors.as_slice(), [StoreError::Conflict(_)]),
+        "{errors:?}"
+    );
+}
+
+async fn an_older_row_that_another_host_is_taking_holds_back_the_younger(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    let row = std::sync::Arc::new(OutboxRow {
+        consumer,
+        lane: 0,
+        target: "t".to_owned(),
+        may_drop: false,
+        ordering_key: Some("a".to_owned()),
+        delay: None,
+        message: message("{}"),
+    });
+    let sequences = session
+        .outbox_put(HostId(2), &[row.clone(), row])
+        .await
+        .unwrap();
+    let mut other = fixture.session().await;
+    other.begin().await.unwrap();
+    let lock = "SELECT sequence FROM hapax_outbox WHERE sequence = $1 FOR UPDATE";
+    rows(&mut *other, lock, &[Value::S64(sequences[0])]).await;
+    assert!(session.outbox_take(HostId(1), 10).await.unwrap().is_empty());
+    other.rollback().await.unwrap();
+    assert_eq!(session.outbox_take(HostId(1), 10).await.unwrap().len(), 2);
+}
+
+async fn tables_that_are_not_there_are_told_apart_from_a_failing_statement(fixture: &Fixture) {
+    let url = fixture.postgres_url.as_ref().unwrap();
+    let store = PostgresStore::new(url, "hapax_no_such_schema", super::OPTIONS).unwrap();
+    let mut session = store.session("test").await.unwrap();
+    let error = session.secret().await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Unusable(why) if why.contains("hapax migrate")),
+        "{error:?}"
+    );
+    assert_eq!(
+        store
+            .pending_migrations()
+            .await
+            .unwrap()
+            .first()
+            .map(String::as_str),
+        Some("0001_spine")
+    );
+}
+
+async fn a_server_that_is_not_there_is_unavailable(_fixture: &Fixture) {
+    let store =
+        PostgresStore::new("postgres://nobody@127.0.0.1:1/none", "s", super::OPTIONS).unwrap();
+    assert!(matches!(
+        store.session("test").await.map(|_| ()),
+        Err(StoreError::Unavailable(_))
+    ));
+    assert!(matches!(
+        PostgresStore::new("not a URL", "s", super::OPTIONS).map(|_| ()),
+        Err(StoreError::Unusable(_))
+    ));
+}
+
+async fn the_role_cannot_weaken_a_session(fixture: &Fixture) {
+    let url = fixture.postgres_url.as_ref().unwrap();
+    let separator = if url.contains('?') { '&' } else { '?' };
+    let weak = "options=-c%20synchronous_commit%3Doff%20-c%20default_transaction_isolation%3Dserializable%20-c%20standard_conforming_strings%3Doff";
+    let store = PostgresStore::new(
+        &format!("{url}{separator}{weak}"),
+        &fixture.name,
+        super::OPTIONS,
+    )
+    .unwrap();
+    let mut session = store.session("weak").await.unwrap();
+    session.begin().await.unwrap();
+    for (setting, value) in [
+        ("synchronous_commit", "on"),
+        ("transaction_isolation", "read committed"),
+        ("standard_conforming_strings", "on"),
+        ("application_name", "weak"),
+        ("lock_timeout", "300ms"),
+        ("statement_timeout", "10s"),
+        ("search_path", &*format!("{}, public", fixture.name)),
+    ] {
+        let read = rows(
+            &mut *session,
+            "SELECT current_setting($1)",
+            &[text(setting)],
+        )
+        .await;
+        assert_eq!(read, [[text(value)]], "{setting}");
+    }
+    session.commit().await.unwrap();
+    let warnings = store.warnings().await.unwrap();
+    assert!(
+        !warnings
+            .iter()
+            .any(|warning| warning.contains("synchronous_commit")),
+        "{warnings:?}"
+    );
+}
+
+async fn two_schemas_do_not_share_their_hosts(fixture: &Fixture) {
+    let elsewhere = Fixture::postgres("").await.unwrap();
+    let mut there = elsewhere.session().await;
+    there.announce(HostId(5)).await.unwrap();
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    let row = OutboxRow {
+        consumer,
+        lane: 0,
+        target: "t".to_owned(),
+        may_drop: false,
+        ordering_key: None,
+        delay: None,
+        message: message("{}"),
+    };
+    session
+        .outbox_put(HostId(5), &[std::sync::Arc::new(row)])
+        .await
+        .unwrap();
+    assert_eq!(session.outbox_take(HostId(1), 10).await.unwrap().len(), 1);
+    elsewhere.remove().await;
+}

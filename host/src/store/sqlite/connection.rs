@@ -1,0 +1,321 @@
+//! The one connection, and what is open on it.
+//!
+//! SQLite ends a transaction by itself on a full disk, an interrupt, an `OR ROLLBACK`, and the next
+//! statement would commit alone. Its rollback hook is called then and only then (and on ROLLBACK), so it is
+//! the exact answer to whether the transaction lives, and every statement asks it first.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lru::LruCache;
+use sqlx::query::Query;
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow,
+    SqliteSynchronous,
+};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr, Sqlite};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use super::errors::Refusal;
+use super::guest::Described;
+use super::lock::ProcessLock;
+use crate::store::{Dialect, SessionOptions, StoreError, migrate};
+
+pub(super) type SqliteQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+/// What the sessions of a store share.
+pub(super) struct Shared {
+    path: PathBuf,
+    options: SessionOptions,
+    slot: Arc<Mutex<Slot>>,
+    _lock: ProcessLock,
+}
+
+/// The place of the connection.
+pub(super) struct Slot {
+    connection: Option<SqliteConnection>,
+    /// A transaction was begun and not ended by us.
+    open: bool,
+    /// Set by SQLite when a transaction ends, whoever ended it.
+    ended: Arc<AtomicBool>,
+    deadline: Arc<Deadline>,
+    statement_timeout: Duration,
+    pub(super) described: LruCache<String, Arc<Described>>,
+}
+
+/// When the running statement is interrupted.
+struct Deadline {
+    start: Instant,
+    /// Microseconds after `start`; the maximum is never.
+    at: AtomicU64,
+}
+
+/// How many steps of SQLite's machine pass between two looks at the clock: well below a millisecond.
+const STEPS: i32 = 10_000;
+
+const CACHED_STATEMENTS: usize = 512;
+
+impl Shared {
+    pub fn new(path: PathBuf, options: SessionOptions, lock: ProcessLock) -> Self {
+        let slot = Slot {
+            connection: None,
+            open: false,
+            ended: Arc::new(AtomicBool::new(false)),
+            deadline: Arc::new(Deadline {
+                start: Instant::now(),
+                at: AtomicU64::new(u64::MAX),
+            }),
+            statement_timeout: options.statement_timeout,
+            described: LruCache::new(
+                std::num::NonZeroUsize::new(CACHED_STATEMENTS).expect("it is not zero"),
+            ),
+        };
+        Self {
+            path,
+            options,
+            slot: Arc::new(Mutex::new(slot)),
+            _lock: lock,
+        }
+    }
+
+    /// Waits for the connection. It is open, and without a transaction.
+    pub async fn lock(&self) -> Result<OwnedMutexGuard<Slot>, StoreError> {
+        let mut slot = Arc::clone(&self.slot).lock_owned().await;
+        if slot.open {
+            // A session was dropped inside its transaction.
+            slot.rollback().await;
+        }
+        if slot.connection.is_none() {
+            let connection = self
+                .connect(&slot)
+                .await
+                .map_err(|error| Refusal::of(error).own())?;
+            slot.connection = Some(connection);
+        }
+        Ok(slot)
+    }
+
+    async fn connect(&self, slot: &Slot) -> Result<SqliteConnection, sqlx::Error> {
+        let mut connection = SqliteConnectOptions::new()
+            .filename(&self.path)
+            .create_if_missing(true)
+            .busy_timeout(self.options.lock_timeout)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            // Without it a disk of a Mac acknowledges what it has not written.
+            .pragma("fullfsync", "ON")
+            .pragma("cache_size", "-32768")
+            .statement_cache_capacity(CACHED_STATEMENTS)
+            .disable_statement_logging()
+            .connect()
+            .await?;
+        let mut handle = connection.lock_handle().await?;
+        let (rolled_back, committed) = (Arc::clone(&slot.ended), Arc::clone(&slot.ended));
+        handle.set_rollback_hook(move || rolled_back.store(true, Ordering::SeqCst));
+        handle.set_commit_hook(move || {
+            committed.store(true, Ordering::SeqCst);
+            true
+        });
+        let deadline = Arc::clone(&slot.deadline);
+        handle.set_progress_handler(STEPS, move || {
+            let at = deadline.at.load(Ordering::Relaxed);
+            at == u64::MAX || deadline.start.elapsed().as_micros() < u128::from(at)
+        });
+        drop(handle);
+        Ok(connection)
+    }
+}
+
+impl Slot {
+    /// Whether the transaction that was begun is open and usable.
+    pub fn alive(&self) -> bool {
+        self.open && self.connection.is_some() && !self.ended.load(Ordering::SeqCst)
+    }
+
+    /// The connection, for a statement that may run now.
+    pub fn usable(&mut self) -> Result<&mut SqliteConnection, StoreError> {
+        if self.open && !self.alive() {
+            return Err(StoreError::TransactionLost(
+                "SQLite rolled it back".to_owned(),
+            ));
+        }
+        self.connection
+            .as_mut()
+            .ok_or_else(|| StoreError::Unavailable("the connection was lost".to_owned()))
+    }
+
+    /// Notes what an error means for the connection.
+    pub fn refusal(&mut self, error: sqlx::Error) -> Refusal {
+        let refusal = Refusal::of(error);
+        if refusal.lost {
+            self.connection = None;
+            self.described.clear();
+        }
+        refusal
+    }
+
+    /// Runs a statement of the host's own and returns its rows.
+    pub async fn rows(&mut self, query: SqliteQuery<'_>) -> Result<Vec<SqliteRow>, StoreError> {
+        let result = query.fetch_all(self.usable()?).await;
+        result.map_err(|error| self.refusal(error).own())
+    }
+
+    /// Runs a statement of the host's own that returns one row, or none.
+    pub async fn row(&mut self, query: SqliteQuery<'_>) -> Result<Option<SqliteRow>, StoreError> {
+        Ok(self.rows(query).await?.into_iter().next())
+    }
+
+    /// Runs a statement of the host's own and returns how many rows it touched.
+    pub async fn touch(&mut self, query: SqliteQuery<'_>) -> Result<u64, StoreError> {
+        let result = query.execute(self.usable()?).await;
+        result
+            .map(|done| done.rows_affected())
+            .map_err(|error| self.refusal(error).own())
+    }
+
+    /// Sends statements without parameters.
+    pub async fn command(&mut self, command: impl SqlSafeStr) -> Result<(), StoreError> {
+        let command = command.into_sql_str();
+        let result = self.usable()?.execute(command).await;
+        result
+            .map(|_| ())
+            .map_err(|error| self.refusal(error).own())
+    }
+
+    /// From now until `unlimited`, a statement is interrupted after the statement timeout.
+    pub fn limited(&self) {
+        if !self.statement_timeout.is_zero() {
+            let at = (self.deadline.start.elapsed() + self.statement_timeout).as_micros();
+            self.deadline
+                .at
+                .store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+    }
+
+    pub fn unlimited(&self) {
+        self.deadline.at.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    pub async fn begin(&mut self) -> Result<(), StoreError> {
+        self.unlimited();
+        self.ended.store(false, Ordering::SeqCst);
+        // Noted before it is sent: if this future is dropped, the next session rolls back.
+        self.open = true;
+        let begun = self.command("BEGIN IMMEDIATE").await;
+        self.open = begun.is_ok();
+        begun
+    }
+
+    pub async fn commit(&mut self) -> Result<(), StoreError> {
+        let result = self.usable()?.execute("COMMIT").await;
+        let Err(error) = result else {
+            self.open = false;
+            return Ok(());
+        };
+        let refusal = Refusal::of(error);
+        match refusal.error {
+            // A deferred foreign key, or a reader in the way of the journal: nothing was written.
+            error @ (StoreError::Constraint(_) | StoreError::LockTimeout(_)) => Err(error),
+            error => {
+                // The pages may be in the journal or not. A new connection reads what there is.
+                self.connection = None;
+                self.described.clear();
+                self.open = false;
+                Err(StoreError::InDoubt(error.to_string()))
+            }
+        }
+    }
+
+    pub async fn rollback(&mut self) {
+        self.unlimited();
+        self.open = false;
+        let Some(connection) = self.connection.as_mut() else {
+            return;
+        };
+        let result = connection.execute("ROLLBACK").await;
+        // Without a transaction SQLite says so; then there is nothing to undo.
+        if result.is_err() && !self.ended.load(Ordering::SeqCst) {
+            self.connection = None;
+            self.described.clear();
+        }
+    }
+
+    /// Ends a call that is a transaction of its own.
+    pub async fn end<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        let result = match result {
+            Ok(value) => self.commit().await.map(|()| value),
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            self.rollback().await;
+        }
+        result
+    }
+
+    /// The number of the schema in the file; 0 without tables.
+    pub async fn schema_number(&mut self) -> Result<i64, StoreError> {
+        let there =
+            sqlx::query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'hapax_meta'");
+        if self.row(there).await?.is_none() {
+            return Ok(0);
+        }
+        let number = sqlx::query("SELECT CAST(value AS INTEGER) FROM hapax_meta WHERE name = ?")
+            .bind(migrate::SCHEMA);
+        self.row(number).await?.map_or(Ok(0), |row| column(&row, 0))
+    }
+
+    pub async fn migrate(&mut self) -> Result<Vec<String>, StoreError> {
+        self.begin().await?;
+        let result = self.apply().await;
+        self.end(result).await
+    }
+
+    async fn apply(&mut self) -> Result<Vec<String>, StoreError> {
+        let schema = self.schema_number().await?;
+        let pending = migrate::pending(schema)?;
+        self.command(AssertSqlSafe(migrate::script(Dialect::Sqlite, schema)))
+            .await?;
+        Ok(pending)
+    }
+
+    pub async fn warnings(&mut self) -> Result<Vec<String>, StoreError> {
+        let mut warnings = Vec::new();
+        let mode = self.row(sqlx::query("PRAGMA journal_mode")).await?;
+        let mode: String = mode.map_or(Ok(String::new()), |row| column(&row, 0))?;
+        if !mode.eq_ignore_ascii_case("wal") {
+            warnings.push(format!(
+                "the journal mode stays {mode}: the file system cannot share memory, \
+                 which network file systems often cannot, and then their locks are not safe either"
+            ));
+        }
+        let level = self.row(sqlx::query("PRAGMA synchronous")).await?;
+        let level: i64 = level.map_or(Ok(0), |row| column(&row, 0))?;
+        if level < 2 {
+            warnings.push(
+                "synchronous is below FULL: a power cut can lose commits that were acknowledged"
+                    .to_owned(),
+            );
+        }
+        Ok(warnings)
+    }
+}
+
+/// A column of the host's own table.
+pub(super) fn column<'r, T>(row: &'r SqliteRow, index: usize) -> Result<T, StoreError>
+where
+    T: sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>,
+{
+    row.try_get(index)
+        .map_err(|error| StoreError::Broken(error.to_string()))
+}
+
+/// The clock of this store: microseconds since the Unix epoch.
+pub(super) fn now() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

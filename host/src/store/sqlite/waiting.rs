@@ -1,0 +1,325 @@
+//! The statements of `hapax_waiting`.
+
+use std::time::Duration;
+
+use sqlx::AssertSqlSafe;
+use sqlx::sqlite::SqliteRow;
+
+use super::connection::{Slot, column, now};
+use super::rows::{marks, pieces, values};
+use crate::store::stored::{broken, distinct, message, micros, text};
+use crate::store::{ConsumerId, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow};
+
+/// In the order in which `waiting_row` reads them.
+macro_rules! columns {
+    () => {
+        "w.id, w.key, w.fingerprint, w.partition, w.status, w.attempts, w.code, w.error, w.stderr, \
+         w.backtrace, w.plugin, w.trace_id, w.queue, w.exchange, w.routing_key, w.properties, w.body"
+    };
+}
+
+impl Slot {
+    pub async fn waiting_put(
+        &mut self,
+        consumer: ConsumerId,
+        rows: &[(WaitingRow, Duration)],
+    ) -> Result<(), StoreError> {
+        let rows = distinct(rows);
+        for piece in pieces(rows.len()) {
+            self.waiting_put_piece(consumer, &rows[piece]).await?;
+        }
+        Ok(())
+    }
+
+    async fn waiting_put_piece(
+        &mut self,
+        consumer: ConsumerId,
+        rows: &[&(WaitingRow, Duration)],
+    ) -> Result<(), StoreError> {
+        let text_ = format!(
+            "INSERT INTO hapax_waiting (consumer, id, key, fingerprint, partition, status, attempts, code, \
+             error, stderr, backtrace, plugin, trace_id, queue, exchange, routing_key, properties, body, \
+             first_failed_at, failed_at, due_at) VALUES {} \
+             ON CONFLICT (consumer, id) DO UPDATE SET key = excluded.key, fingerprint = excluded.fingerprint, \
+             partition = excluded.partition, status = excluded.status, attempts = excluded.attempts, \
+             starts = 0, code = excluded.code, error = excluded.error, stderr = excluded.stderr, \
+             backtrace = excluded.backtrace, plugin = excluded.plugin, trace_id = excluded.trace_id, \
+             queue = excluded.queue, exchange = excluded.exchange, routing_key = excluded.routing_key, \
+             properties = excluded.properties, body = excluded.body, failed_at = excluded.failed_at, \
+             due_at = excluded.due_at WHERE excluded.key IS NOT NULL",
+            values(rows.len(), 21)
+        );
+        let mut insert = sqlx::query(AssertSqlSafe(text_));
+        let now = now();
+        for (row, due) in rows.iter().copied() {
+            insert = insert
+                .bind(consumer.0)
+                .bind(row.id.as_slice())
+                .bind(row.key.as_deref())
+                .bind(row.fingerprint.as_slice())
+                .bind(row.partition)
+                .bind(row.status.as_str())
+                .bind(row.attempts)
+                .bind(text(&row.code).into_owned())
+                .bind(text(&row.error).into_owned())
+                .bind(text(&row.stderr).into_owned())
+                .bind(text(&row.backtrace).into_owned())
+                .bind(row.plugin.as_slice())
+                .bind(text(&row.trace_id).into_owned())
+                .bind(text(&row.queue).into_owned())
+                .bind(row.message.exchange.as_bytes())
+                .bind(row.message.routing_key.as_bytes())
+                .bind(row.message.encoded_properties())
+                .bind(row.message.body.as_ref())
+                .bind(now)
+                .bind(now)
+                .bind((row.status != Status::Parked).then(|| now + micros(*due)));
+        }
+        self.touch(insert).await.map(|_| ())
+    }
+
+    pub async fn waiting_due(
+        &mut self,
+        consumer: ConsumerId,
+        limit: u32,
+    ) -> Result<Vec<(Vec<u8>, i64)>, StoreError> {
+        let select = sqlx::query(
+            "SELECT id, partition FROM hapax_waiting WHERE consumer = ? AND status = 'retry' AND due_at <= ? \
+             ORDER BY due_at LIMIT ?",
+        )
+        .bind(consumer.0)
+        .bind(now())
+        .bind(limit);
+        self.rows(select)
+            .await?
+            .iter()
+            .map(|row| Ok((column(row, 0)?, column(row, 1)?)))
+            .collect()
+    }
+
+    pub async fn waiting_next(
+        &mut self,
+        consumer: ConsumerId,
+    ) -> Result<Option<Duration>, StoreError> {
+        let select = sqlx::query(
+            "SELECT min(due_at) FROM hapax_waiting WHERE consumer = ? AND status = 'retry'",
+        )
+        .bind(consumer.0);
+        let Some(row) = self.row(select).await? else {
+            return Ok(None);
+        };
+        let due_at: Option<i64> = column(&row, 0)?;
+        Ok(due_at.map(|due_at| Duration::from_micros(u64::try_from(due_at - now()).unwrap_or(0))))
+    }
+
+    pub async fn waiting_lock(
+        &mut self,
+        consumer: ConsumerId,
+        id: &[u8],
+    ) -> Result<Option<WaitingRow>, StoreError> {
+        let select = sqlx::query(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM hapax_waiting w WHERE w.consumer = ? AND w.id = ? AND w.status = 'retry' AND w.due_at <= ?"
+        ))
+        .bind(consumer.0)
+        .bind(id)
+        .bind(now());
+        self.row(select)
+            .await?
+            .as_ref()
+            .map(waiting_row)
+            .transpose()
+    }
+
+    pub async fn waiting_delete(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[&[u8]],
+    ) -> Result<u64, StoreError> {
+        let mut deleted = 0;
+        for piece in pieces(ids.len()) {
+            let ids = &ids[piece];
+            let text = format!(
+                "DELETE FROM hapax_waiting WHERE consumer = ? AND id IN ({})",
+                marks(ids.len())
+            );
+            let mut delete = sqlx::query(AssertSqlSafe(text)).bind(consumer.0);
+            for id in ids {
+                delete = delete.bind(*id);
+            }
+            deleted += self.touch(delete).await?;
+        }
+        Ok(deleted)
+    }
+
+    pub async fn waiting_start(
+        &mut self,
+        consumer: ConsumerId,
+        id: &[u8],
+    ) -> Result<Option<i32>, StoreError> {
+        let update = sqlx::query(
+            "UPDATE hapax_waiting SET starts = starts + 1 \
+             WHERE consumer = ? AND id = ? AND status = 'retry' AND due_at <= ? RETURNING starts",
+        )
+        .bind(consumer.0)
+        .bind(id)
+        .bind(now());
+        self.row(update)
+            .await?
+            .map(|row| column(&row, 0))
+            .transpose()
+    }
+
+    pub async fn waiting_unstart(
+        &mut self,
+        consumer: ConsumerId,
+        id: &[u8],
+    ) -> Result<(), StoreError> {
+        let update =
+            sqlx::query("UPDATE hapax_waiting SET starts = starts - 1 WHERE consumer = ? AND id = ? AND starts > 0")
+                .bind(consumer.0)
+                .bind(id);
+        self.touch(update).await.map(|_| ())
+    }
+
+    pub async fn waiting_list(
+        &mut self,
+        filter: &WaitingFilter,
+    ) -> Result<Vec<WaitingRecord>, StoreError> {
+        let select = sqlx::query(concat!(
+            "SELECT ",
+            columns!(),
+            ", c.name, w.first_failed_at, w.failed_at, w.due_at \
+             FROM hapax_waiting w JOIN hapax_consumer c ON c.id = w.consumer \
+             WHERE (?1 IS NULL OR c.name = ?1) AND (?2 IS NULL OR w.status = ?2) \
+             AND (?3 IS NULL OR w.code = ?3) AND (?4 IS NULL OR substr(w.id, 1, length(?4)) = ?4) \
+             AND (?5 IS NULL OR w.key = ?5) ORDER BY w.failed_at DESC, w.id LIMIT ?6"
+        ))
+        .bind(filter.consumer.as_deref())
+        .bind(filter.status.map(Status::as_str))
+        .bind(filter.code.as_deref())
+        .bind(filter.id_prefix.as_deref())
+        .bind(filter.key.as_deref())
+        .bind(filter.limit);
+        let rows = self.rows(select).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(WaitingRecord {
+                    consumer: column(row, 17)?,
+                    row: waiting_row(row)?,
+                    first_failed_at: column(row, 18)?,
+                    failed_at: column(row, 19)?,
+                    due_at: column(row, 20)?,
+                })
+            })
+            .collect()
+    }
+
+    pub async fn waiting_replay(&mut self, ids: &[&[u8]]) -> Result<u64, StoreError> {
+        let mut replayed = 0;
+        for piece in pieces(ids.len()) {
+            let ids = &ids[piece];
+            let text = format!(
+                "UPDATE hapax_waiting SET status = 'retry', attempts = 0, starts = 0, due_at = ? \
+                 WHERE consumer IN (SELECT id FROM hapax_consumer) AND id IN ({}) AND status = 'parked' \
+                 RETURNING consumer, key",
+                marks(ids.len())
+            );
+            let mut update = sqlx::query(AssertSqlSafe(text)).bind(now());
+            for id in ids {
+                update = update.bind(*id);
+            }
+            for row in self.rows(update).await? {
+                let fate = sqlx::query(
+                    "UPDATE hapax_ledger SET fate = 2, attempts = 0 WHERE consumer = ? AND key = ? AND fate = 3",
+                )
+                .bind(column::<i32>(&row, 0)?)
+                .bind(column::<Option<Vec<u8>>>(&row, 1)?);
+                self.touch(fate).await?;
+                replayed += 1;
+            }
+        }
+        Ok(replayed)
+    }
+
+    pub async fn waiting_discard(&mut self, ids: &[&[u8]]) -> Result<u64, StoreError> {
+        let mut discarded = 0;
+        for piece in pieces(ids.len()) {
+            let ids = &ids[piece];
+            let text = format!(
+                "DELETE FROM hapax_waiting WHERE consumer IN (SELECT id FROM hapax_consumer) AND id IN ({}) \
+                 AND status = 'parked' RETURNING consumer, key, failed_at",
+                marks(ids.len())
+            );
+            let mut delete = sqlx::query(AssertSqlSafe(text));
+            for id in ids {
+                delete = delete.bind(*id);
+            }
+            for row in self.rows(delete).await? {
+                // The key is remembered for as long again as it was when the message failed: it may
+                // have been parked for longer than the retention, and a late redelivery must find it.
+                let fate = sqlx::query(
+                    "UPDATE hapax_ledger SET fate = 4, expires_at = max(expires_at, ? + (expires_at - ?)) \
+                     WHERE consumer = ? AND key = ? AND fate = 3",
+                )
+                .bind(now())
+                .bind(column::<i64>(&row, 2)?)
+                .bind(column::<i32>(&row, 0)?)
+                .bind(column::<Option<Vec<u8>>>(&row, 1)?);
+                self.touch(fate).await?;
+                discarded += 1;
+            }
+        }
+        Ok(discarded)
+    }
+
+    pub async fn waiting_counts(
+        &mut self,
+        consumer: ConsumerId,
+    ) -> Result<Vec<(Status, String, u64)>, StoreError> {
+        let select = sqlx::query(
+            "SELECT status, code, count(*) FROM hapax_waiting WHERE consumer = ? \
+             GROUP BY status, code ORDER BY status, code",
+        )
+        .bind(consumer.0);
+        let rows = self.rows(select).await?;
+        rows.iter()
+            .map(|row| {
+                Ok((
+                    status(column(row, 0)?)?,
+                    column(row, 1)?,
+                    column::<i64>(row, 2)?.unsigned_abs(),
+                ))
+            })
+            .collect()
+    }
+}
+
+fn status(text: &str) -> Result<Status, StoreError> {
+    Status::from_text(text).ok_or_else(|| broken("status", text))
+}
+
+fn waiting_row(row: &SqliteRow) -> Result<WaitingRow, StoreError> {
+    Ok(WaitingRow {
+        id: column(row, 0)?,
+        key: column(row, 1)?,
+        fingerprint: column(row, 2)?,
+        partition: column(row, 3)?,
+        status: status(column(row, 4)?)?,
+        attempts: column(row, 5)?,
+        code: column(row, 6)?,
+        error: column(row, 7)?,
+        stderr: column(row, 8)?,
+        backtrace: column(row, 9)?,
+        plugin: column(row, 10)?,
+        trace_id: column(row, 11)?,
+        queue: column(row, 12)?,
+        message: message(
+            column(row, 13)?,
+            column(row, 14)?,
+            column(row, 15)?,
+            column(row, 16)?,
+        )?,
+    })
+}
