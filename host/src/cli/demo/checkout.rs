@@ -18,7 +18,7 @@ pub async fn build_points() -> anyhow::Result<PathBuf> {
              and run `cargo run --release -- demo` in it"
         )
     })?;
-    build::build(&dir).await
+    Ok(build(&dir).await?)
 }
 
 /// The plugin in the first checkout that one of the directories is in.

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
+use super::Trouble;
 use super::place::{Contestant, Place};
 use super::sqlite;
 use crate::store::postgres::PostgresStore;
@@ -28,13 +29,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How to connect, with a schema as the place of unqualified names.
 pub fn options(url: &str, schema: Option<&str>) -> anyhow::Result<PgConnectOptions> {
+    const FORM: &str = "--database takes a URL like postgres://USER:PASSWORD@HOST/DATABASE";
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     if !matches!(scheme, "postgres" | "postgresql") {
-        bail!("--database takes a URL like postgres://USER:PASSWORD@HOST/DATABASE");
+        bail!(Trouble::Usage(FORM.to_owned()));
     }
     let options = url
         .parse::<PgConnectOptions>()
-        .context("--database is not a URL of Postgres")?
+        .map_err(|error| Trouble::Usage(format!("{FORM}: {error}")))?
         .application_name("hapax demo")
         .disable_statement_logging();
     Ok(match schema {
@@ -46,11 +48,16 @@ pub fn options(url: &str, schema: Option<&str>) -> anyhow::Result<PgConnectOptio
 async fn connect(url: &str, schema: Option<&str>) -> anyhow::Result<PgConnection> {
     let options = options(url, schema)?;
     let host = options.get_host().to_owned();
-    let connection =
-        tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
-    connection
-        .with_context(|| format!("the database on {host} does not answer"))?
-        .with_context(|| format!("cannot use the database on {host}"))
+    let connection = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options));
+    match connection.await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => bail!(Trouble::Unavailable(format!(
+            "the database on {host} cannot be used: {error}"
+        ))),
+        Err(_) => bail!(Trouble::Unavailable(format!(
+            "the database on {host} does not answer"
+        ))),
+    }
 }
 
 /// Makes the table of a consumer.

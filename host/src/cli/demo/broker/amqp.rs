@@ -14,7 +14,8 @@ use lapin::{BasicProperties, Channel, Connection, ExchangeKind};
 
 use super::embedded::{open_store, unfinished};
 use super::{Event, event};
-use crate::amqp::Address;
+use crate::amqp::{Address, ConnectError};
+use crate::cli::demo::Trouble;
 use crate::cli::demo::orders::{Order, Orders};
 use crate::cli::demo::place::{Contestant, EVENTS, ORDERS, Place};
 use crate::config::Secret;
@@ -34,7 +35,14 @@ pub async fn connect(url: &str, name: &str) -> anyhow::Result<Connection> {
         heartbeat: Duration::from_secs(20),
         connect_timeout: PATIENCE,
     };
-    Ok(address.connect(name).await?)
+    address.connect(name).await.map_err(|error| {
+        let text = error.to_string();
+        let trouble = match error {
+            ConnectError::Url(..) => Trouble::Usage(text),
+            ConnectError::Timeout(..) | ConnectError::Broker(..) => Trouble::Unavailable(text),
+        };
+        trouble.into()
+    })
 }
 
 async fn close(connection: Connection) -> anyhow::Result<()> {
