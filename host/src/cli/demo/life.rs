@@ -60,10 +60,16 @@ pub async fn live(
         if broker::left(place, contestant).await? == 0 {
             let seconds = last.duration_since(started).as_secs_f64();
             bar.finish(seconds);
-            return Ok(Life { killed_after, seconds });
+            return Ok(Life {
+                killed_after,
+                seconds,
+            });
         }
     }
-    bail!("{} does not get to the end of its queue", contestant.title())
+    bail!(
+        "{} does not get to the end of its queue",
+        contestant.title()
+    )
 }
 
 /// Waits until the queue seems to be empty; returns when the last message was done.
@@ -71,9 +77,17 @@ async fn empty(process: &mut Process, done: u64, bar: &Bar) -> anyhow::Result<In
     let mut last = Instant::now();
     loop {
         let progress = process.progress();
-        let quiet = if progress.received == 0 { QUIET_AT_START } else { QUIET };
+        let quiet = if progress.received == 0 {
+            QUIET_AT_START
+        } else {
+            QUIET
+        };
         let news = process.next();
-        let news = if progress.is_idle() { timeout(quiet, news).await } else { Ok(news.await) };
+        let news = if progress.is_idle() {
+            timeout(quiet, news).await
+        } else {
+            Ok(news.await)
+        };
         match news {
             Ok(progress) => {
                 bar.at(done + progress?.handled);

@@ -175,7 +175,9 @@ impl Peer {
         self.shop.credit(order).await?;
         let event = json!({ "order_id": order.order_id, "points": order.points() });
         let message_id = format!("{:032x}", fastrand::u128(..));
-        self.queue.publish(message_id, event.to_string().into_bytes()).await
+        self.queue
+            .publish(message_id, event.to_string().into_bytes())
+            .await
     }
 
     fn report(&self) -> anyhow::Result<()> {

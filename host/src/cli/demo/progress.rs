@@ -25,7 +25,11 @@ impl Progress {
     pub fn parse(line: &str) -> Option<Self> {
         let mut numbers = line.split(' ').map(|number| number.parse().ok());
         let mut next = || numbers.next().flatten();
-        let progress = Self { received: next()?, handled: next()?, unsent: next()? };
+        let progress = Self {
+            received: next()?,
+            handled: next()?,
+            unsent: next()?,
+        };
         numbers.next().is_none().then_some(progress)
     }
 
@@ -59,7 +63,11 @@ mod tests {
 
     #[test]
     fn a_line_is_three_numbers() {
-        let progress = Progress { received: 7, handled: 5, unsent: 2 };
+        let progress = Progress {
+            received: 7,
+            handled: 5,
+            unsent: 2,
+        };
         assert_eq!(Progress::parse("7 5 2"), Some(progress));
         for line in ["", "7 5", "7 5 2 1", "7 5 x", "7,5,2"] {
             assert_eq!(Progress::parse(line), None, "{line}");
@@ -76,7 +84,14 @@ mod tests {
                     hapax_relay_in_memory 4\n\
                     # EOF\n";
         let progress = Progress::from_metrics(page);
-        assert_eq!(progress, Progress { received: 12, handled: 10, unsent: 4 });
+        assert_eq!(
+            progress,
+            Progress {
+                received: 12,
+                handled: 10,
+                unsent: 4
+            }
+        );
         assert!(!progress.is_idle());
     }
 }

@@ -29,7 +29,9 @@ impl Shop {
         schema: &str,
     ) -> anyhow::Result<Self> {
         let Some(url) = &surroundings.database else {
-            return Ok(Self::Sqlite(sqlite::open(&dir.join(place::SHOP_FILE)).await?));
+            return Ok(Self::Sqlite(
+                sqlite::open(&dir.join(place::SHOP_FILE)).await?,
+            ));
         };
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
