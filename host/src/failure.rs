@@ -38,8 +38,6 @@ pub mod code {
         KEY_REUSED = "key-reused";
         /// The body is over `max-message-bytes`.
         MESSAGE_TOO_LARGE = "message-too-large";
-        /// The message is older than what the ledger still remembers.
-        TOO_LATE = "too-late";
         /// The handler asked for another attempt.
         RETRY = "retry";
         /// The handler said that the message can never succeed.
@@ -107,7 +105,13 @@ impl Failure {
     }
 
     fn new(code: Code, again: Again, message: impl Into<String>) -> Self {
-        Self { code, again, message: message.into(), stderr: String::new(), backtrace: String::new() }
+        Self {
+            code,
+            again,
+            message: message.into(),
+            stderr: String::new(),
+            backtrace: String::new(),
+        }
     }
 }
 
@@ -117,4 +121,22 @@ pub enum Class {
     Message,
     World,
     Ours,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::code;
+
+    #[test]
+    fn every_code_is_explained_to_the_operator_and_no_other_is() {
+        let text = include_str!("../ERRORS.md");
+        let mut explained = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("## "))
+            .collect::<Vec<_>>();
+        let mut codes = code::ALL.iter().map(|code| code.0).collect::<Vec<_>>();
+        explained.sort_unstable();
+        codes.sort_unstable();
+        assert_eq!(explained, codes);
+    }
 }

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::protocol::basic::{gen_properties, parse_properties};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 
 /// What a producer published. Cheap to clone as far as the body goes.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +44,12 @@ impl Message {
             "user-id" => self.properties.user_id(),
             "app-id" => self.properties.app_id(),
             "cluster-id" => self.properties.cluster_id(),
-            "timestamp" => return self.properties.timestamp().map(|seconds| seconds.to_string()),
+            "timestamp" => {
+                return self
+                    .properties
+                    .timestamp()
+                    .map(|seconds| seconds.to_string());
+            }
             "priority" => return self.properties.priority().map(|level| level.to_string()),
             "delivery-mode" => return self.properties.delivery_mode().map(|mode| mode.to_string()),
             _ => return None,
@@ -54,7 +59,22 @@ impl Message {
 
     /// When the producer says that it sent the message, in whole seconds since the Unix epoch.
     pub fn timestamp_seconds(&self) -> Option<i64> {
-        self.properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok())
+        self.properties
+            .timestamp()
+            .and_then(|seconds| i64::try_from(seconds).ok())
+    }
+
+    /// The trace that the message belongs to, from its W3C `traceparent` header: 32 hex digits.
+    pub fn trace_id(&self) -> Option<String> {
+        let AMQPValue::LongString(value) = self.headers()?.inner().get("traceparent")? else {
+            return None;
+        };
+        let trace_id = std::str::from_utf8(value.as_bytes())
+            .ok()?
+            .split('-')
+            .nth(1)?;
+        let valid = trace_id.len() == 32 && trace_id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        valid.then(|| trace_id.to_ascii_lowercase())
     }
 
     /// The memory that the message holds, about.

@@ -81,9 +81,15 @@ pub enum Fate {
 impl Fate {
     /// Reads the number in the table.
     pub fn from_number(number: i16) -> Option<Self> {
-        [Self::Committed, Self::Waiting, Self::Parked, Self::Discarded, Self::Started]
-            .into_iter()
-            .find(|fate| *fate as i16 == number)
+        [
+            Self::Committed,
+            Self::Waiting,
+            Self::Parked,
+            Self::Discarded,
+            Self::Started,
+        ]
+        .into_iter()
+        .find(|fate| *fate as i16 == number)
     }
 }
 
@@ -145,7 +151,9 @@ impl Status {
     }
 
     pub fn from_text(text: &str) -> Option<Self> {
-        [Self::Retry, Self::Held, Self::Parked].into_iter().find(|status| status.as_str() == text)
+        [Self::Retry, Self::Held, Self::Parked]
+            .into_iter()
+            .find(|status| status.as_str() == text)
     }
 }
 
@@ -372,7 +380,8 @@ pub trait Session: Send {
     async fn undo_start(&mut self, consumer: ConsumerId, key: &[u8]) -> Result<(), StoreError>;
 
     /// Rows by fate, for `status`.
-    async fn ledger_counts(&mut self, consumer: ConsumerId) -> Result<Vec<(Fate, u64)>, StoreError>;
+    async fn ledger_counts(&mut self, consumer: ConsumerId)
+    -> Result<Vec<(Fate, u64)>, StoreError>;
 
     /// Deletes expired rows of a consumer among the next `limit` rows after `after` in key order, and
     /// raises the horizon. Rows that wait or are parked stay. Returns the last key looked at, `None` at
@@ -412,7 +421,11 @@ pub trait Session: Send {
     ) -> Result<Option<WaitingRow>, StoreError>;
 
     /// Removes rows; returns how many there were.
-    async fn waiting_delete(&mut self, consumer: ConsumerId, ids: &[&[u8]]) -> Result<u64, StoreError>;
+    async fn waiting_delete(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[&[u8]],
+    ) -> Result<u64, StoreError>;
 
     /// Adds one to the starts of a due `retry` row and returns their number since its last finished
     /// attempt; `None` when the row is gone or locked. A transaction of its own, before the one that
@@ -427,7 +440,10 @@ pub trait Session: Send {
     async fn waiting_unstart(&mut self, consumer: ConsumerId, id: &[u8]) -> Result<(), StoreError>;
 
     /// Rows for the operator, newest failure first.
-    async fn waiting_list(&mut self, filter: &WaitingFilter) -> Result<Vec<WaitingRecord>, StoreError>;
+    async fn waiting_list(
+        &mut self,
+        filter: &WaitingFilter,
+    ) -> Result<Vec<WaitingRecord>, StoreError>;
 
     /// Makes parked rows run again now, from attempt 1: status `retry`, due now, and the key's fate
     /// `waiting`. Returns how many rows were parked. A transaction of its own.
@@ -460,7 +476,11 @@ pub trait Session: Send {
     /// makes them this host's, lane [`TAKEN_LANE`]. A row whose ordering key has an older row is taken
     /// only together with that one. A transaction of its own; when it is in doubt, `outbox_recover` with
     /// [`TAKEN_LANE`] finds what it took.
-    async fn outbox_take(&mut self, host: HostId, limit: u32) -> Result<Vec<OutboxRecord>, StoreError>;
+    async fn outbox_take(
+        &mut self,
+        host: HostId,
+        limit: u32,
+    ) -> Result<Vec<OutboxRecord>, StoreError>;
 
     /// Rows of `host` and `lane` that are not due later and not in `known`: what a COMMIT in doubt left.
     async fn outbox_recover(

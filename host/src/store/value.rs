@@ -29,7 +29,9 @@ impl Value {
         match self {
             Self::Null | Self::Bool(_) => 1,
             Self::S64(_) | Self::F64(_) | Self::Timestamp(_) => 8,
-            Self::Text(text) | Self::Decimal(text) | Self::Uuid(text) | Self::Json(text) => text.len(),
+            Self::Text(text) | Self::Decimal(text) | Self::Uuid(text) | Self::Json(text) => {
+                text.len()
+            }
             Self::Bytes(bytes) => bytes.len(),
             Self::Other { kind, text } => kind.len() + text.len(),
         }

@@ -23,6 +23,10 @@ use crate::store::{
 
 pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
+/// A constraint that a schema defers is checked with its statement all the same: at COMMIT nobody could tell
+/// which message of the batch it refuses.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET CONSTRAINTS ALL IMMEDIATE";
+
 pub(super) struct PostgresSession {
     /// Absent once it is lost.
     connection: Option<PgConnection>,
@@ -247,8 +251,7 @@ impl Session for PostgresSession {
 
     async fn begin(&mut self) -> Result<(), StoreError> {
         self.outside()?;
-        self.command("BEGIN ISOLATION LEVEL READ COMMITTED".to_owned())
-            .await?;
+        self.command(BEGIN.to_owned()).await?;
         self.open = true;
         Ok(())
     }

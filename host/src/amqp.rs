@@ -1,0 +1,59 @@
+//! One way to open an AMQP connection, for all who need one.
+//!
+//! lapin's own recovery stays off: a recovered channel would let an acknowledgement of an old delivery
+//! reach a new one. Whoever loses a connection opens a new one and forgets what the old one delivered.
+
+use std::time::Duration;
+
+use lapin::types::LongString;
+use lapin::uri::AMQPUri;
+use lapin::{Connection, ConnectionProperties};
+
+use crate::config::Secret;
+
+/// How to reach the broker.
+#[derive(Clone, Debug)]
+pub struct Address {
+    pub url: Secret,
+    pub heartbeat: Duration,
+    pub connect_timeout: Duration,
+}
+
+/// Why there is no connection. Never names the password.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{0} is not an AMQP URL: {1}")]
+    Url(Secret, String),
+    #[error("the broker at {0} does not answer within {1:?}")]
+    Timeout(Secret, Duration),
+    #[error("the broker at {0} cannot be used: {1}")]
+    Broker(Secret, lapin::Error),
+}
+
+impl Address {
+    /// Opens a connection that the broker's operator sees under `name`.
+    pub async fn connect(&self, name: &str) -> Result<Connection, ConnectError> {
+        let mut uri: AMQPUri = self
+            .url
+            .expose()
+            .parse()
+            .map_err(|error: String| ConnectError::Url(self.url.clone(), error))?;
+        let heartbeat = u16::try_from(self.heartbeat.as_secs()).unwrap_or(u16::MAX);
+        uri.query.heartbeat.get_or_insert(heartbeat);
+        let properties =
+            ConnectionProperties::default().with_connection_name(LongString::from(name));
+        match tokio::time::timeout(
+            self.connect_timeout,
+            Connection::connect_uri(uri, properties),
+        )
+        .await
+        {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(ConnectError::Broker(self.url.clone(), error)),
+            Err(_) => Err(ConnectError::Timeout(
+                self.url.clone(),
+                self.connect_timeout,
+            )),
+        }
+    }
+}

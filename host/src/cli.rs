@@ -1,0 +1,250 @@
+//! What a person can type, and how it ends: one file a command.
+//!
+//! Every command ends with 0 done, 1 failed, 64 bad usage or configuration, 69 service unavailable. What
+//! went wrong is said once, on standard error, in words: what, where, what to do.
+
+mod access;
+mod build;
+mod check;
+mod migrate;
+mod parked;
+mod publish;
+mod run;
+mod status;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config};
+use crate::host::StartError;
+use crate::operations::OperationError;
+use crate::output;
+use crate::telemetry::BadFilter;
+
+pub use access::Access;
+pub use build::{BuildError, build};
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 64;
+const UNAVAILABLE: u8 = 69;
+
+/// Run message handlers so that each message takes effect once
+#[derive(Debug, Parser)]
+#[command(
+    name = "hapax",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 64 bad usage or configuration, 69 service unavailable"
+)]
+pub struct Arguments {
+    /// The configuration: without it HAPAX_CONFIG, ./hapax.toml or /etc/hapax/hapax.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Consume, until a signal asks to stop
+    Run,
+    /// Check the configuration and the plugins it names
+    Check(check::CheckArgs),
+    /// Bring the tables of the store up to date
+    Migrate(migrate::MigrateArgs),
+    /// Build a Rust plugin into a component
+    Build(build::BuildArgs),
+    /// Publish messages from a file, one JSON object a line
+    Publish(publish::PublishArgs),
+    /// Look at failed messages, run them again, or give them up
+    #[command(subcommand)]
+    Parked(parked::ParkedCommand),
+    /// Show consumers, queues, fates and the outbox
+    Status(status::StatusArgs),
+}
+
+impl Arguments {
+    /// Reads what was typed. The error may be a request for help, which is none.
+    pub fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, Error> {
+        Self::try_parse_from(arguments).map_err(Error::Typed)
+    }
+}
+
+impl Command {
+    pub fn needs_config(&self) -> bool {
+        !matches!(self, Self::Build(_))
+    }
+
+    pub fn is_daemon(&self) -> bool {
+        matches!(self, Self::Run)
+    }
+}
+
+/// Why a command ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What was typed is not a command, or asks for help.
+    #[error("{0}")]
+    Typed(clap::Error),
+    #[error("{}", .0.render(false))]
+    Config(config::Problems),
+    #[error("{text}")]
+    Other { code: u8, text: String },
+    /// Whoever read the output has left, as `head` does.
+    #[error("nobody reads the output")]
+    Unread,
+}
+
+impl Error {
+    pub fn failed(text: impl Into<String>) -> Self {
+        Self::Other {
+            code: FAILED,
+            text: text.into(),
+        }
+    }
+
+    pub fn usage(text: impl Into<String>) -> Self {
+        Self::Other {
+            code: USAGE,
+            text: text.into(),
+        }
+    }
+
+    pub fn unavailable(text: impl Into<String>) -> Self {
+        Self::Other {
+            code: UNAVAILABLE,
+            text: text.into(),
+        }
+    }
+
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Typed(error) => match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
+                _ => USAGE,
+            },
+            Self::Config(_) => USAGE,
+            Self::Other { code, .. } => *code,
+            Self::Unread => 0,
+        }
+    }
+
+    /// Says it to the person, and turns it into the exit code.
+    pub fn report(&self) -> ExitCode {
+        match self {
+            Self::Typed(error) => {
+                // Nothing can be done for a terminal that is gone.
+                let _ = error.print();
+            }
+            Self::Config(problems) => {
+                output::complain(&problems.render(crate::telemetry::wants_colour()))
+            }
+            Self::Other { text, .. } => {
+                let style = output::BAD;
+                output::complain(&format!(
+                    "{style}error{style:#}: {}\n",
+                    output::clean_lines(text)
+                ));
+            }
+            Self::Unread => {}
+        }
+        ExitCode::from(self.code())
+    }
+}
+
+impl From<config::NotFound> for Error {
+    fn from(error: config::NotFound) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<config::Problems> for Error {
+    fn from(problems: config::Problems) -> Self {
+        Self::Config(problems)
+    }
+}
+
+impl From<BadFilter> for Error {
+    fn from(error: BadFilter) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<StartError> for Error {
+    fn from(error: StartError) -> Self {
+        Self::Other {
+            code: error.exit_code(),
+            text: error.to_string(),
+        }
+    }
+}
+
+impl From<OperationError> for Error {
+    fn from(error: OperationError) -> Self {
+        match error {
+            OperationError::Unavailable(text) => Self::unavailable(text),
+            OperationError::Refused(text) | OperationError::Failed(text) => Self::failed(text),
+        }
+    }
+}
+
+impl From<io::Error> for Error {
+    /// Of the output; other files say where they are.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Unread,
+            _ => Self::failed(format!("the output cannot be written: {error}")),
+        }
+    }
+}
+
+impl Command {
+    /// A command that has no use for a configuration.
+    pub async fn run_alone(self) -> Result<ExitCode, Error> {
+        match self {
+            Self::Build(arguments) => {
+                build::run(arguments).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+            _ => Err(Error::usage("this command needs a configuration")),
+        }
+    }
+}
+
+/// A command that works with a configuration.
+pub async fn run(command: Command, config: Arc<Config>) -> Result<ExitCode, Error> {
+    match command {
+        Command::Run => return run::run(config).await,
+        Command::Check(arguments) => return check::run(&arguments, config).await,
+        Command::Migrate(arguments) => migrate::run(&arguments, &config).await?,
+        Command::Publish(arguments) => publish::run(&arguments, config).await?,
+        Command::Parked(command) => parked::run(command, config).await?,
+        Command::Status(arguments) => status::run(&arguments, config).await?,
+        alone @ Command::Build(_) => return alone.run_alone().await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints data for programs.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Error> {
+    let text = serde_json::to_string_pretty(value).expect("these values are plain data");
+    Ok(output::print(&(text + "\n"))?)
+}
+
+/// An answer to another question. Versions differ, or the daemon has a defect.
+fn unexpected() -> Error {
+    Error::failed("the daemon has answered another question; is it of another version?")
+}
+
+#[cfg(test)]
+mod tests;

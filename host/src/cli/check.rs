@@ -1,0 +1,254 @@
+//! `hapax check`: what a host would do with this configuration, and everything that is wrong with it.
+//!
+//! Without `--connect` only files are opened. With it the store and the broker are asked too. Nothing is
+//! declared, migrated, consumed or written.
+
+mod report;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use lapin::Connection;
+use lapin::options::ExchangeDeclareOptions;
+use lapin::types::{FieldTable, ShortString};
+
+use crate::config::{self, Config, StoreKind};
+use crate::host::{StartError, broker_address, open_store, rules};
+use crate::output;
+use crate::sandbox::{Plugin, Sandbox, SandboxOptions};
+use crate::source::amqp::{QueueError, prepare};
+use crate::store::Dialect;
+
+use super::{Error, USAGE, print_json};
+use report::{ConsumerReport, PluginReport, Report};
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Ask the store and the broker too
+    #[arg(long)]
+    connect: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(arguments: &CheckArgs, config: Arc<Config>) -> Result<ExitCode, Error> {
+    let mut report = Report::new(&config);
+    check_consumers(&config, &mut report).await?;
+    if arguments.connect {
+        check_store(&config, &mut report).await;
+        check_broker(&config, &mut report).await;
+    }
+    if arguments.json {
+        print_json(&report)?;
+    } else {
+        output::print(&report.render())?;
+        output::complain(&report.render_problems());
+    }
+    Ok(ExitCode::from(report.exit_code))
+}
+
+impl Report {
+    fn problem(&mut self, code: u8, text: impl Into<String>) {
+        self.problems.push(text.into());
+        // What the configuration can mend comes before what may mend itself.
+        self.exit_code = match (self.exit_code, code) {
+            (USAGE, _) | (_, USAGE) => USAGE,
+            (0, code) => code,
+            (known, _) => known,
+        };
+    }
+}
+
+/// Loads every plugin, and reads every grant.
+async fn check_consumers(config: &Config, report: &mut Report) -> Result<(), Error> {
+    let limits = || config.consumers.iter().map(|consumer| &consumer.limits);
+    let sandbox = Sandbox::new(SandboxOptions {
+        concurrent_instances: 1,
+        max_memory: limits()
+            .map(|limits| limits.memory)
+            .max()
+            .unwrap_or_default(),
+        max_table_elements: limits()
+            .map(|limits| limits.table_elements)
+            .max()
+            .unwrap_or_default(),
+    })
+    .map_err(StartError::Sandbox)?;
+    let dialect = match config.store.kind {
+        StoreKind::Sqlite { .. } => Dialect::Sqlite,
+        StoreKind::Postgres { .. } => Dialect::Postgres,
+    };
+    for consumer in &config.consumers {
+        let (sandbox, path) = (Arc::clone(&sandbox), consumer.plugin.clone());
+        let loaded = tokio::task::spawn_blocking(move || Plugin::load(&sandbox, &path)).await;
+        let plugin = match loaded.expect("loading a component does not panic") {
+            Ok(plugin) => {
+                check_memory(consumer, &plugin, report);
+                Some(PluginReport::new(&plugin))
+            }
+            Err(error) => {
+                report.problem(USAGE, format!("consumer {}: {error}", consumer.name));
+                None
+            }
+        };
+        if let Err(error) = rules(consumer, dialect) {
+            report.problem(USAGE, error.to_string());
+        }
+        report.consumers.push(ConsumerReport::new(consumer, plugin));
+    }
+    Ok(())
+}
+
+fn check_memory(consumer: &config::Consumer, plugin: &Plugin, report: &mut Report) {
+    let (needs, may) = (plugin.initial_memory_bytes(), consumer.limits.memory);
+    if needs > may {
+        report.problem(
+            USAGE,
+            format!(
+                "consumer {}: the plugin begins with {needs} bytes of memory, and `limits.memory` is {may}; \
+                 no message could run",
+                consumer.name
+            ),
+        );
+    }
+}
+
+/// Whether the tables are there, and whether the server keeps what it commits.
+async fn check_store(config: &Config, report: &mut Report) {
+    if let StoreKind::Sqlite { path } = &config.store.kind
+        && !path.exists()
+    {
+        // Opening it would make it.
+        report.notes.push(format!(
+            "store: {} is not there yet; `hapax run` makes it",
+            path.display()
+        ));
+        return;
+    }
+    let problem = |error| StartError::Store {
+        store: config.store.kind.to_string(),
+        error,
+    };
+    let asked = async {
+        let store = open_store(config)?;
+        let pending = store.pending_migrations().await.map_err(problem)?;
+        Ok((pending, store.warnings().await.map_err(problem)?))
+    };
+    match asked.await {
+        Ok((pending, warnings)) => {
+            report.warnings.extend(warnings);
+            if pending.is_empty() {
+                report
+                    .notes
+                    .push("store: reached, its tables are up to date".into());
+            } else if config.store.migrate {
+                report.notes.push(format!(
+                    "store: reached; `hapax run` applies {}",
+                    pending.join(", ")
+                ));
+            } else {
+                let store = config.store.kind.to_string();
+                let missing = StartError::Schema { store, pending };
+                report.problem(missing.exit_code(), missing.to_string());
+            }
+        }
+        Err(error) => {
+            let error: StartError = error;
+            report.problem(error.exit_code(), error.to_string());
+        }
+    }
+}
+
+/// Whether queues and exchanges are there.
+async fn check_broker(config: &Config, report: &mut Report) {
+    let Some(address) = broker_address(config) else {
+        return;
+    };
+    let connection = match address.connect("hapax check").await {
+        Ok(connection) => connection,
+        Err(error) => {
+            let error = StartError::Broker(error);
+            report.problem(error.exit_code(), error.to_string());
+            return;
+        }
+    };
+    report.notes.push("broker: reached".into());
+    for consumer in &config.consumers {
+        let name = &consumer.name;
+        match look_for_queue(&connection, &consumer.queue).await {
+            Ok(()) => {}
+            Err(QueueError::Missing(queue)) if consumer.declare.is_some() => {
+                report.notes.push(format!(
+                    "consumer {name}: `hapax run` declares the queue {queue}"
+                ));
+            }
+            Err(error) => report.problem(USAGE, format!("consumer {name}: {error}")),
+        }
+        for (target, there) in &consumer.targets {
+            check_target(&connection, name, target, there, report).await;
+        }
+    }
+    // What was asked is answered.
+    let _ = connection.close(200, ShortString::from("OK")).await;
+}
+
+async fn look_for_queue(connection: &Connection, queue: &str) -> Result<(), QueueError> {
+    // A queue that is missing closes the channel that asked.
+    let channel = connection
+        .create_channel()
+        .await
+        .map_err(|error| QueueError::Refused {
+            queue: queue.to_owned(),
+            error,
+        })?;
+    prepare(&channel, queue, None).await
+}
+
+/// A target that is missing stops nobody: its messages wait in the outbox. So it is a warning.
+async fn check_target(
+    connection: &Connection,
+    consumer: &str,
+    name: &str,
+    target: &config::Target,
+    report: &mut Report,
+) {
+    let missing = if target.exchange.is_empty() {
+        if target.routing_key.is_empty() {
+            return;
+        }
+        look_for_queue(connection, &target.routing_key)
+            .await
+            .err()
+            .map(|error| error.to_string())
+    } else {
+        look_for_exchange(connection, &target.exchange)
+            .await
+            .err()
+            .map(|error| error.to_string())
+    };
+    if let Some(reason) = missing {
+        report.warnings.push(format!(
+            "consumer {consumer}: messages to the target {name} would wait in the outbox: {reason}"
+        ));
+    }
+}
+
+async fn look_for_exchange(connection: &Connection, exchange: &str) -> Result<(), lapin::Error> {
+    let channel = connection.create_channel().await?;
+    let passive = ExchangeDeclareOptions {
+        passive: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    let name = ShortString::from(exchange);
+    // The kind is not looked at by a passive declaration.
+    channel
+        .exchange_declare(
+            name,
+            lapin::ExchangeKind::Direct,
+            passive,
+            FieldTable::default(),
+        )
+        .await
+}

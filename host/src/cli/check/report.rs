@@ -1,0 +1,343 @@
+//! What `hapax check` has found, for people and for programs.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::config::{Config, Consumer, Idempotency, Retention};
+use crate::output::{self, BAD, FAINT, GOOD, STRONG, WARNING};
+use crate::sandbox::Plugin;
+
+/// Digits of a digest that people compare.
+const DIGEST_DIGITS: usize = 12;
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub configuration: String,
+    pub store: String,
+    pub broker: String,
+    pub health: Option<String>,
+    pub admin: Option<String>,
+    /// Connections that the lanes hold.
+    pub lanes: usize,
+    pub max_connections: Option<u32>,
+    pub consumers: Vec<ConsumerReport>,
+    pub notes: Vec<String>,
+    pub warnings: Vec<String>,
+    pub problems: Vec<String>,
+    pub exit_code: u8,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ConsumerReport {
+    pub name: String,
+    pub queue: String,
+    pub plugin_path: String,
+    /// Absent when it cannot be loaded.
+    pub plugin: Option<PluginReport>,
+    pub key: Vec<String>,
+    pub partition: Vec<String>,
+    pub fingerprint: String,
+    pub writes: Vec<String>,
+    pub reads: Vec<String>,
+    pub targets: Vec<String>,
+    pub lanes: usize,
+    pub prefetch: u16,
+    pub batch: usize,
+    pub retention: String,
+    pub max_attempts: u32,
+}
+
+#[derive(Debug, Serialize)]
+pub struct PluginReport {
+    pub digest: String,
+    pub size_bytes: u64,
+    pub imports: Vec<String>,
+}
+
+impl PluginReport {
+    pub fn new(plugin: &Plugin) -> Self {
+        Self {
+            digest: hex::encode(plugin.digest()),
+            size_bytes: plugin.size_bytes(),
+            imports: plugin
+                .imports()
+                .iter()
+                .map(|import| import.name.clone())
+                .collect(),
+        }
+    }
+}
+
+impl ConsumerReport {
+    pub fn new(consumer: &Consumer, plugin: Option<PluginReport>) -> Self {
+        let texts = |sources: &[crate::config::KeySource]| {
+            sources.iter().map(ToString::to_string).collect()
+        };
+        let targets = consumer.targets.iter().map(|(name, target)| {
+            let exchange = match target.exchange.as_str() {
+                "" => "the default exchange".to_owned(),
+                name => format!("exchange {name}"),
+            };
+            let key = match target.routing_key.as_str() {
+                "" => String::new(),
+                key => format!(", routing key {key}"),
+            };
+            format!("{name} → {exchange}{key}")
+        });
+        Self {
+            name: consumer.name.clone(),
+            queue: consumer.queue.clone(),
+            plugin_path: consumer.plugin.display().to_string(),
+            plugin,
+            key: match consumer.idempotency {
+                Idempotency::On => texts(&consumer.key),
+                Idempotency::Off => Vec::new(),
+            },
+            partition: texts(&consumer.partition),
+            fingerprint: consumer.fingerprint.to_string(),
+            writes: consumer.grant.write.clone(),
+            reads: consumer.grant.read.clone(),
+            targets: targets.collect(),
+            lanes: consumer.lanes,
+            prefetch: consumer.prefetch,
+            batch: consumer.batch,
+            retention: match consumer.retention {
+                Retention::Forever => "forever".to_owned(),
+                Retention::For(duration) => duration_text(duration.as_secs()),
+            },
+            max_attempts: consumer.retry.max_attempts,
+        }
+    }
+}
+
+fn duration_text(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3_600, "h"), (60, "m")];
+    match units
+        .into_iter()
+        .find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit))
+    {
+        Some((unit, name)) => format!("{}{name}", seconds / unit),
+        None => format!("{seconds}s"),
+    }
+}
+
+impl Report {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            configuration: config.path.display().to_string(),
+            store: config.store.kind.to_string(),
+            broker: config.broker.kind.to_string(),
+            health: config.health.map(|address| address.to_string()),
+            admin: config.admin.listen.map(|address| address.to_string()),
+            lanes: config.consumers.iter().map(|consumer| consumer.lanes).sum(),
+            max_connections: config.store.max_connections,
+            consumers: Vec::new(),
+            notes: Vec::new(),
+            warnings: Vec::new(),
+            problems: Vec::new(),
+            exit_code: 0,
+        }
+    }
+
+    /// The summary, without problems.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        let off = || "off".to_owned();
+        line(&mut text, "configuration", &self.configuration);
+        line(&mut text, "store", &self.store);
+        line(&mut text, "broker", &self.broker);
+        line(
+            &mut text,
+            "health",
+            &self.health.clone().unwrap_or_else(off),
+        );
+        line(&mut text, "admin", &self.admin.clone().unwrap_or_else(off));
+        let bound = match self.max_connections {
+            Some(max) => format!("store.max-connections is {max}"),
+            None => "store.max-connections is not set".to_owned(),
+        };
+        line(
+            &mut text,
+            "lanes",
+            &format!("{} connections to the store; {bound}", self.lanes),
+        );
+        for consumer in &self.consumers {
+            consumer.render(&mut text);
+        }
+        if !self.notes.is_empty() {
+            text.push('\n');
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "{FAINT}{}{FAINT:#}", output::clean(note));
+        }
+        if self.problems.is_empty() {
+            let _ = writeln!(text, "\n{GOOD}no problems{GOOD:#}");
+        }
+        text
+    }
+
+    /// Warnings and problems.
+    pub fn render_problems(&self) -> String {
+        let mut text = String::new();
+        for warning in &self.warnings {
+            let _ = writeln!(
+                text,
+                "{WARNING}warning{WARNING:#}: {}",
+                output::clean_lines(warning)
+            );
+        }
+        for problem in &self.problems {
+            let _ = writeln!(text, "{BAD}error{BAD:#}: {}", output::clean_lines(problem));
+        }
+        text
+    }
+}
+
+impl ConsumerReport {
+    fn render(&self, text: &mut String) {
+        let _ = writeln!(text, "\n{STRONG}{}{STRONG:#}", output::clean(&self.name));
+        line(text, "  queue", &self.queue);
+        match &self.plugin {
+            Some(plugin) => {
+                let digest = plugin.digest.get(..DIGEST_DIGITS).unwrap_or(&plugin.digest);
+                let size = plugin.size_bytes.div_ceil(1024);
+                line(
+                    text,
+                    "  plugin",
+                    &format!("{} ({digest}, {size} KiB)", self.plugin_path),
+                );
+                let (own, wasi): (Vec<_>, Vec<_>) = plugin
+                    .imports
+                    .iter()
+                    .partition(|import| import.starts_with("hapax:"));
+                let own = own.iter().map(|import| import.as_str()).collect::<Vec<_>>();
+                line(
+                    text,
+                    "  imports",
+                    &format!("{}; {} of WASI", listed(&own), wasi.len()),
+                );
+            }
+            None => line(
+                text,
+                "  plugin",
+                &format!("{} (cannot be loaded)", self.plugin_path),
+            ),
+        }
+        line(
+            text,
+            "  key",
+            &if self.key.is_empty() {
+                "off".to_owned()
+            } else {
+                self.key.join(" + ")
+            },
+        );
+        if self.partition != self.key && !self.partition.is_empty() {
+            line(text, "  partition", &self.partition.join(" + "));
+        }
+        line(text, "  fingerprint", &self.fingerprint);
+        line(
+            text,
+            "  tables",
+            &format!(
+                "writes {}; reads {}",
+                listed(&self.writes),
+                listed(&self.reads)
+            ),
+        );
+        match self.targets.as_slice() {
+            [] => line(text, "  targets", "none"),
+            targets => targets
+                .iter()
+                .for_each(|target| line(text, "  target", target)),
+        }
+        line(
+            text,
+            "  limits",
+            &format!(
+                "{} lanes, prefetch {}, batch {}, {} attempts, remembered {}",
+                self.lanes, self.prefetch, self.batch, self.max_attempts, self.retention
+            ),
+        );
+    }
+}
+
+fn listed<T: AsRef<str>>(names: &[T]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        names => names
+            .iter()
+            .map(AsRef::as_ref)
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+fn line(text: &mut String, name: &str, value: &str) {
+    let _ = writeln!(text, "{name:<14} {}", output::clean(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{self, Machine};
+    use expect_test::expect;
+
+    fn report(plugin: Option<PluginReport>) -> Report {
+        let text = r#"
+            [store]
+            url = "postgres://hapax:hunter2@db.example/shop"
+            max-connections = 20
+            [broker]
+            url = "amqp://guest:hunter2@mq.example:5672/%2f"
+            [admin]
+            listen = "off"
+            [[consumer]]
+            name = "points"
+            queue = "orders.paid"
+            plugin = "points.wasm"
+            key = ["header:tenant", "body:/order_id"]
+            partition = "body:/user_id"
+            grant = { write = ["t_points"] }
+            targets = { points-credited = { exchange = "", routing-key = "points.credited" } }
+        "#;
+        let config = config::parse(Path::new("/etc/hapax/hapax.toml"), text, &Machine)
+            .unwrap_or_else(|problems| panic!("{}", problems.render(false)));
+        let mut report = Report::new(&config);
+        report
+            .consumers
+            .push(ConsumerReport::new(&config.consumers[0], plugin));
+        report
+    }
+
+    fn plain(text: &str) -> String {
+        anstream::adapter::strip_str(text).to_string()
+    }
+
+    #[test]
+    fn the_summary_tells_each_consumers_way_and_no_password() {
+        let report = report(Some(PluginReport {
+            digest: "3f2a91c0b2d4e5f6".repeat(4),
+            size_bytes: 114_000,
+            imports: vec![
+                "hapax:plugin/sql@0.1.0".into(),
+                "wasi:io/streams@0.2.6".into(),
+            ],
+        }));
+        expect![[""]].assert_eq(&plain(&report.render()));
+    }
+
+    #[test]
+    fn a_plugin_that_cannot_be_loaded_is_a_problem_beside_the_others() {
+        let mut report = report(None);
+        report.problem(69, "the broker is away");
+        report.problem(64, "consumer points: no such file");
+        report.warnings.push("fsync is off".into());
+        assert_eq!(report.exit_code, 64);
+        expect![[""]].assert_eq(&plain(&report.render_problems()));
+        assert!(!report.render().contains("no problems"));
+    }
+}

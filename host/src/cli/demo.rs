@@ -1,0 +1,193 @@
+//! `hapax demo`: four consumers get the same messages and the same kill, and what each of them did is
+//! counted from what it left behind.
+//!
+//! Owns the story. Everything it makes, on disk and on servers, carries a random name and is removed at
+//! the end, also after Ctrl-C. Touches nothing else.
+
+mod broker;
+mod checkout;
+mod database;
+mod hapax;
+mod life;
+mod orders;
+mod peer;
+mod place;
+mod process;
+mod progress;
+mod screen;
+mod sqlite;
+mod tally;
+
+use std::path::Path;
+
+use clap::Args;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use peer::{DemoConsumer, run as run_consumer};
+
+use crate::output;
+use orders::Orders;
+use place::{Contestant, Place, Surroundings};
+use screen::Screen;
+use tally::Tally;
+
+/// Shows what duplicates and a crash do to four consumers: no protection, two kinds of flags, and Hapax
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// How many distinct orders to publish
+    #[arg(long, visible_alias = "messages", value_name = "N", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(1_000..=1_000_000))]
+    orders: u32,
+
+    /// How many duplicates to add to them
+    #[arg(long, value_name = "PERCENT", default_value = "30%", value_parser = percent)]
+    duplicates: f64,
+
+    /// Repeats the messages of an earlier run
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// A RabbitMQ to use instead of the embedded broker
+    #[arg(long, value_name = "URL")]
+    amqp: Option<String>,
+
+    /// A Postgres to use instead of SQLite. Needs --amqp: the embedded broker lives in SQLite
+    #[arg(long, value_name = "URL", requires = "amqp")]
+    database: Option<String>,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The figures.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Published to each consumer, duplicates included.
+    pub messages: usize,
+    pub unique: usize,
+    pub seed: u64,
+    pub consumers: Vec<Consumer>,
+}
+
+/// What one consumer did.
+#[derive(Debug, Serialize)]
+pub struct Consumer {
+    pub name: &'static str,
+    #[serde(flatten)]
+    pub tally: Tally,
+    /// Messages it was done with when it was killed.
+    pub killed_after: u64,
+    pub seconds: f64,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Hapax lost nothing and doubled nothing.
+    Exact,
+    /// It did, and the table says so.
+    Wrong,
+    Interrupted,
+}
+
+/// Runs the demo. What went wrong on the way is an error; what Hapax did wrong is a verdict.
+pub async fn run(demo: Demo) -> anyhow::Result<Verdict> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let plugin = tokio::select! {
+        plugin = checkout::build_points() => plugin?,
+        _ = interrupt.recv() => return Ok(Verdict::Interrupted),
+    };
+    let surroundings = Surroundings { amqp: demo.amqp.clone(), database: demo.database.clone() };
+    let place = Place::make(surroundings)?;
+    let verdict = tokio::select! {
+        report = story(&demo, &place, &plugin) => report.and_then(|report| tell(&demo, &report)),
+        _ = interrupt.recv() => Ok(Verdict::Interrupted),
+        _ = terminate.recv() => Ok(Verdict::Interrupted),
+    };
+    // The consumers are dead by now: dropping the story kills them.
+    let removed = remove(&place).await;
+    let verdict = verdict?;
+    removed?;
+    Ok(verdict)
+}
+
+async fn story(demo: &Demo, place: &Place, plugin: &Path) -> anyhow::Result<Report> {
+    let duplicates = (f64::from(demo.orders) * demo.duplicates / 100.0).round();
+    let seed = demo.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
+    // In range: a percentage of a number that is.
+    let orders = Orders::generate(demo.orders as usize, duplicates as usize, seed);
+    if !demo.json {
+        output::print(&screen::introduction(&orders, &place.surroundings))?;
+    }
+    let screen = Screen::new(demo.json);
+    {
+        let _publishing = screen.doing("publishing");
+        for contestant in Contestant::ALL {
+            if place.surroundings.database.is_some() || contestant != Contestant::Hapax {
+                database::create(place, contestant).await?;
+            }
+        }
+        broker::publish(place, &orders).await?;
+        if place.surroundings.database.is_none() {
+            database::create(place, Contestant::Hapax).await?;
+        }
+    }
+    let deliveries = orders.deliveries.len();
+    let ids = orders.ids();
+    let bars = Contestant::ALL.map(|contestant| screen.bar(contestant, deliveries as u64));
+    let mut consumers = Vec::new();
+    for (contestant, bar) in Contestant::ALL.into_iter().zip(&bars) {
+        let life = life::live(place, contestant, plugin, deliveries as u64, bar).await?;
+        let effects = database::effects(place, contestant).await?;
+        let events = broker::events(place, contestant).await?;
+        consumers.push(Consumer {
+            name: contestant.title(),
+            tally: Tally::count(deliveries, &ids, &effects, &events),
+            killed_after: life.killed_after,
+            seconds: life.seconds,
+        });
+    }
+    Ok(Report { messages: deliveries, unique: orders.unique, seed, consumers })
+}
+
+fn tell(demo: &Demo, report: &Report) -> anyhow::Result<Verdict> {
+    if demo.json {
+        output::print(&(serde_json::to_string_pretty(report)? + "\n"))?;
+    } else {
+        output::print(&screen::conclusion(report))?;
+    }
+    Ok(if report.is_exact() { Verdict::Exact } else { Verdict::Wrong })
+}
+
+/// Removes what is on servers. The directory goes when the place is dropped.
+async fn remove(place: &Place) -> anyhow::Result<()> {
+    let queues = broker::remove(place).await;
+    database::remove(place).await?;
+    queues
+}
+
+impl Report {
+    /// Whether Hapax kept its promise.
+    pub fn is_exact(&self) -> bool {
+        self.consumers.iter().any(|consumer| consumer.is_hapax() && consumer.tally.is_exact())
+    }
+}
+
+impl Consumer {
+    pub fn is_hapax(&self) -> bool {
+        self.name == Contestant::Hapax.title()
+    }
+}
+
+/// `30%` or `30`.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    match number.parse::<f64>() {
+        Ok(percent) if (0.0..=1_000.0).contains(&percent) => Ok(percent),
+        Ok(_) => Err("more than 0 and at most 1000 percent".to_owned()),
+        Err(_) => Err("not a percentage: write for example 30%".to_owned()),
+    }
+}

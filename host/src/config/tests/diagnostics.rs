@@ -1,0 +1,241 @@
+//! What an operator reads when a configuration is bad. Every snapshot was read by a person;
+//! read them again when you update them.
+
+use std::fs;
+
+use super::*;
+
+#[track_caller]
+fn bad(text: &str) -> Problems {
+    match read(text) {
+        Ok(config) => panic!("there is nothing wrong with it: {config:#?}"),
+        Err(problems) => problems,
+    }
+}
+
+/// Beside each `NAME.toml` lies a `NAME.txt`.
+#[test]
+fn every_bad_file_is_explained_as_recorded() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/config/bad");
+    let mut explained = 0;
+    for file in fs::read_dir(&directory).expect("the fixtures are part of the repository") {
+        let path = file.expect("it was just listed").path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
+            let text = fs::read_to_string(&path).expect("fixtures are text");
+            expect_file![path.with_extension("txt")].assert_eq(&bad(&text).render(false));
+            explained += 1;
+        }
+    }
+    assert!(explained > 20, "only {explained} bad files were found");
+}
+
+#[test]
+fn no_quoted_line_shows_a_secret() {
+    for text in [
+        include_str!("../../../../tests/fixtures/config/bad/secrets.toml"),
+        include_str!("../../../../tests/fixtures/config/bad/unclosed-secret.toml"),
+        include_str!("../../../../tests/fixtures/config/bad/long-secret.toml"),
+        "[broker]\nurl = \"amqp://u:hunter2@mq\n",
+        "[broker]\nurl = amqp://u:hunter2@mq\n",
+        "[admin]\ntoken = t0psecret\n",
+        "admin.token = { t0psecret }\nadmin.\"token\" = 't0psecret'",
+        "[admin]\ntoken = 't0p\\' # '\nlisten = 5\n",
+        r#"admin = { token = "x\"t0p", listn = "off" }"#,
+        "[store]\nurl = 'mysql://u:t0psecret@db'",
+        "[store]\nschema = { env = 'DATABASE_URL' }",
+    ] {
+        let problems = bad(text);
+        for printed in [
+            problems.render(false),
+            problems.render(true),
+            format!("{problems:?}"),
+        ] {
+            for secret in ["t0p", "hunter2", "hunter3", "@ss"] {
+                assert!(!printed.contains(secret), "{printed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_quoted_line_keeps_what_is_no_secret() {
+    let shown = "admin = { token = '***', listn = 'off' }";
+    let rendered = bad(r"admin = { token = 't0p\', listn = 'off' }").render(false);
+    assert!(rendered.contains(shown), "{rendered}");
+    let reference = "token = { env = 'EMPTY' }";
+    let rendered = bad(&format!("[admin]\n{reference}")).render(false);
+    assert!(rendered.contains(reference), "{rendered}");
+}
+
+/// The lines that carry a reason or a way out.
+fn said(text: &str) -> String {
+    let rendered = bad(text).render(false);
+    let lines = rendered
+        .lines()
+        .filter(|line| line.contains('^') || line.contains("= help"));
+    lines
+        .map(|line| line.trim_start_matches([' ', '|', '^', '=']).to_owned() + "\n")
+        .collect()
+}
+
+#[test]
+fn stores_say_which_urls_they_take() {
+    let urls = [
+        "sqlite:",
+        "sqlite::memory:",
+        "sqlite:a.db?mode=ro",
+        "mysql://db",
+        "oracle://db",
+        "postgres:db",
+        "hapax.db",
+        "postgres://u:p/w@db",
+    ];
+    let said: String = urls
+        .map(|url| {
+            format!(
+                "{url}\n{}\n",
+                said(&format!(
+                    "[store]\nurl = '{url}'\n[broker]\nurl = 'amqp://mq'\n"
+                ))
+            )
+        })
+        .concat();
+    expect![[r#"
+        sqlite:
+        names no file
+        help: write `sqlite:FILE`, where FILE starts from the directory of this configuration
+
+        sqlite::memory:
+        a ledger in memory would forget every key at a restart
+        help: write `sqlite:FILE`, where FILE starts from the directory of this configuration
+
+        sqlite:a.db?mode=ro
+        a SQLite store takes no options
+        help: write `sqlite:FILE`, where FILE starts from the directory of this configuration
+
+        mysql://db
+        MySQL and MariaDB come with a later version
+        help: this version keeps its ledger in `sqlite:` or `postgres:`
+
+        oracle://db
+        unknown kind of store
+        help: write `sqlite:FILE` or `postgres://USER:PASSWORD@HOST/DATABASE`
+
+        postgres:db
+        `//` is missing after `postgres:`
+        help: write `sqlite:FILE` or `postgres://USER:PASSWORD@HOST/DATABASE`
+
+        hapax.db
+        not a URL
+        help: write `sqlite:FILE` or `postgres://USER:PASSWORD@HOST/DATABASE`
+
+        postgres://u:p/w@db
+        invalid port number
+        help: percent-encode `/`, `@`, `:` and other special characters in the user and the password
+
+    "#]]
+    .assert_eq(&said);
+}
+
+#[test]
+fn brokers_say_which_urls_they_take() {
+    let urls = [
+        "amqp:",
+        "amqp://",
+        "amqp://u:p/w@mq",
+        "kafka://mq",
+        "embedded",
+        "embedded:file",
+        "mq",
+    ];
+    let said: String = urls
+        .map(|url| format!("{url}\n{}\n", said(&format!("[broker]\nurl = '{url}'\n"))))
+        .concat();
+    expect![[r#"
+        amqp:
+        names no host
+        help: write `amqp://USER:PASSWORD@HOST:5672/%2f`, `amqps://…` or `embedded:`
+
+        amqp://
+        names no host
+        help: write `amqp://USER:PASSWORD@HOST:5672/%2f`, `amqps://…` or `embedded:`
+
+        amqp://u:p/w@mq
+        invalid port number
+        help: percent-encode `/`, `@`, `:` and other special characters in the user and the password
+
+        kafka://mq
+        unknown kind of broker
+        help: write `amqp://USER:PASSWORD@HOST:5672/%2f`, `amqps://…` or `embedded:`
+
+        embedded
+        the colon is missing
+        help: write `embedded:`
+
+        embedded:file
+        the embedded broker has no address
+        help: write `embedded:`
+
+        mq
+        not a URL
+        help: write `amqp://USER:PASSWORD@HOST:5672/%2f`, `amqps://…` or `embedded:`
+
+    "#]]
+    .assert_eq(&said);
+}
+
+#[test]
+fn names_on_the_wire_have_at_most_255_bytes() {
+    let targets = |name: &str, exchange: &str, key: &str| {
+        let broker = "[broker]\nurl = 'amqp://mq'\n";
+        let target = format!(
+            "targets = {{ {name} = {{ exchange = '{exchange}', routing-key = '{key}' }} }}"
+        );
+        broker.to_owned() + &consumer(&format!("key = 'message-id'\n{target}"))
+    };
+    let (fits, long) = ("x".repeat(255), "x".repeat(256));
+    assert!(read(&targets(&fits, &fits, &fits)).is_ok());
+    for text in [
+        targets(&long, "", "a"),
+        targets("a", &long, "a"),
+        targets("a", "", &long),
+    ] {
+        assert_eq!(bad(&text).count(), 1);
+        assert!(said(&text).contains("256 bytes long"), "{}", said(&text));
+    }
+    assert!(
+        said(&consumer("key = 'message-id'").replace("\"q\"", &format!("'{long}'")))
+            .contains("256 bytes long")
+    );
+    assert!(said(&consumer(&format!("key = 'header:{long}'"))).contains("longer than 255 bytes"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let missing = Path::new("no/such/hapax.toml");
+    let problems = load(missing).expect_err("there is no such file");
+    expect![[r#"
+        error: cannot read the configuration `no/such/hapax.toml`: No such file or directory (os error 2)
+    "#]].assert_eq(&problems.render(false));
+    let bytes = b"[host]\nname = \"caf\xe9\"\n".to_vec();
+    let error = String::from_utf8(bytes).expect_err("Latin-1 is not UTF-8");
+    expect![[r#"
+        error: the configuration is not valid UTF-8
+         --> hapax.toml:2:12
+          |
+        2 | name = "caf�"
+          |            ^ not UTF-8 from here
+    "#]]
+    .assert_eq(&Problems::not_utf8(Path::new("hapax.toml"), &error).render(false));
+}
+
+#[test]
+fn colour_is_used_only_when_asked_for() {
+    let problems = bad("[hst]\n");
+    assert!(problems.render(true).contains("\u{1b}["));
+    assert!(!problems.render(false).contains('\u{1b}'));
+    assert_eq!(problems.count(), 1);
+}

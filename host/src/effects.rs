@@ -1,0 +1,265 @@
+//! What a handler asks for while it runs, and the transaction that it is asked in.
+//!
+//! Effects are plain, bounded data: deferred statements, state writes, outgoing messages. They act only
+//! when [`Transaction::flush`] and the commit write them. Statements that want an answer run at once, on
+//! the connection of the batch, between savepoints where a failure has to be undone alone.
+//!
+//! Nothing here commits, and nothing here decides what becomes of a failed message.
+
+pub mod outbox;
+pub mod sql;
+pub mod state;
+
+use std::sync::Arc;
+
+use crate::failure::{Failure, code};
+use crate::store::{Constraint, ConsumerId, OutboxRow, Rows, Session, StoreError, Traits, Value};
+
+use sql::Deferred;
+use state::StateWrite;
+
+/// The savepoint around one message, and the one around one statement of it.
+const MESSAGE: &str = "hapax_message";
+const STATEMENT: &str = "hapax_statement";
+
+/// What one message, or the messages of a batch in their order, asked for.
+#[derive(Default, Debug)]
+pub struct Effects {
+    pub deferred: Vec<Deferred>,
+    pub state: Vec<StateWrite>,
+    pub outbox: Vec<Arc<OutboxRow>>,
+}
+
+impl Effects {
+    /// Adds what a later message asked for.
+    pub fn append(&mut self, mut later: Effects) {
+        self.deferred.append(&mut later.deferred);
+        self.state.append(&mut later.state);
+        self.outbox.append(&mut later.outbox);
+    }
+}
+
+/// How a batch keeps a failing message apart from its neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// No savepoints: free while all goes well. A failure that has touched the database spoils the batch.
+    Optimistic,
+    /// A savepoint around each message that touches the database, and around each of its statements
+    /// where an error kills the transaction.
+    Savepoints,
+}
+
+/// Why a host call did not return to the guest.
+#[derive(Debug)]
+pub enum Fault {
+    /// The message has failed.
+    Failed(Failure),
+    /// The transaction cannot go on: the whole batch is rolled back and runs again.
+    Spoiled(StoreError),
+}
+
+/// The transaction of one batch, as the running message sees it.
+pub struct Transaction {
+    pub session: Box<dyn Session>,
+    traits: Traits,
+    consumer: ConsumerId,
+    isolation: Isolation,
+    /// What earlier messages of the batch asked for and nobody has written yet.
+    earlier: Effects,
+    /// Messages for the outbox, of this batch so far. They are written with the commit.
+    outgoing: Vec<Arc<OutboxRow>>,
+    /// The running message has used the connection.
+    touched: bool,
+    /// The running message has run a statement since its savepoint was set.
+    wrote: bool,
+}
+
+impl Transaction {
+    /// Wraps a session whose transaction has begun and whose claims are made.
+    pub fn new(
+        session: Box<dyn Session>,
+        traits: Traits,
+        consumer: ConsumerId,
+        isolation: Isolation,
+    ) -> Self {
+        Self {
+            session,
+            traits,
+            consumer,
+            isolation,
+            earlier: Effects::default(),
+            outgoing: Vec::new(),
+            touched: false,
+            wrote: false,
+        }
+    }
+
+    /// Runs a statement of the guest and returns its rows. The inner error is the guest's to see.
+    pub async fn query(
+        &mut self,
+        statement: &str,
+        parameters: &[Value],
+        max_rows: u64,
+        max_bytes: u64,
+    ) -> Result<Result<Rows, Constraint>, Fault> {
+        self.before_statement().await?;
+        let answer = self
+            .session
+            .query(statement, parameters, max_rows, max_bytes)
+            .await;
+        self.after_statement(answer).await
+    }
+
+    /// Runs a statement of the guest and returns how many rows it touched.
+    pub async fn execute(
+        &mut self,
+        statement: &str,
+        parameters: &[Value],
+    ) -> Result<Result<u64, Constraint>, Fault> {
+        self.before_statement().await?;
+        let answer = self.session.execute(statement, parameters).await;
+        self.after_statement(answer).await
+    }
+
+    /// Reads a state key as the transaction sees it, the writes of earlier messages included.
+    pub async fn state_get(&mut self, key: &str) -> Result<Option<(Vec<u8>, u64)>, Fault> {
+        self.before_statement().await?;
+        let answer = self
+            .session
+            .state_get(self.consumer, key)
+            .await
+            .map_err(StoreError::ours);
+        match self.after_statement(answer).await? {
+            Ok(entry) => Ok(entry),
+            Err(constraint) => Err(Fault::Spoiled(StoreError::Broken(format!(
+                "reading state: {}",
+                constraint.message
+            )))),
+        }
+    }
+
+    /// The running message succeeded: its effects join those of the batch.
+    pub async fn keep(&mut self, mut effects: Effects) -> Result<(), StoreError> {
+        if self.touched && self.isolation == Isolation::Savepoints {
+            self.session.release(MESSAGE).await?;
+        }
+        self.outgoing.append(&mut effects.outbox);
+        self.earlier.append(effects);
+        self.touched = false;
+        self.wrote = false;
+        Ok(())
+    }
+
+    /// The running message failed: what it did is undone. False when that cannot be done without the
+    /// messages before it, which is the price of having set no savepoint.
+    pub async fn discard(&mut self) -> Result<bool, StoreError> {
+        let touched = std::mem::take(&mut self.touched);
+        self.wrote = false;
+        if !touched {
+            return Ok(true);
+        }
+        if self.isolation == Isolation::Optimistic {
+            return Ok(false);
+        }
+        self.session.rollback_to(MESSAGE).await?;
+        Ok(true)
+    }
+
+    /// Writes what the messages so far have collected, in few statements and in their order.
+    pub async fn flush(&mut self) -> Result<(), StoreError> {
+        let effects = std::mem::take(&mut self.earlier);
+        sql::write(&mut *self.session, &self.traits, &effects.deferred).await?;
+        state::write(&mut *self.session, self.consumer, &effects.state).await
+    }
+
+    /// The batch's outgoing messages, in order. Empty afterwards.
+    pub fn take_outgoing(&mut self) -> Vec<Arc<OutboxRow>> {
+        std::mem::take(&mut self.outgoing)
+    }
+
+    /// Everything that must stand before a guest's statement: the effects of earlier messages, written
+    /// outside of this message's savepoint, because a rollback to it must not take them along.
+    async fn before_statement(&mut self) -> Result<(), Fault> {
+        if !self.touched {
+            self.flush().await.map_err(Fault::Spoiled)?;
+            if self.isolation == Isolation::Savepoints {
+                self.session
+                    .savepoint(MESSAGE)
+                    .await
+                    .map_err(Fault::Spoiled)?;
+            }
+            self.touched = true;
+        } else if self.guards_statements() && self.wrote {
+            self.session
+                .savepoint(STATEMENT)
+                .await
+                .map_err(Fault::Spoiled)?;
+        }
+        Ok(())
+    }
+
+    /// What a statement's answer means for the message and for the transaction.
+    async fn after_statement<T>(
+        &mut self,
+        answer: Result<T, StoreError>,
+    ) -> Result<Result<T, Constraint>, Fault> {
+        // The message's own savepoint serves its first statement: there is nothing between the two.
+        let guarded = self.guards_statements() && self.wrote;
+        match answer {
+            Ok(value) => {
+                if guarded {
+                    self.session
+                        .release(STATEMENT)
+                        .await
+                        .map_err(Fault::Spoiled)?;
+                }
+                self.wrote = true;
+                Ok(Ok(value))
+            }
+            Err(StoreError::Constraint(constraint)) => {
+                self.after_constraint(guarded)
+                    .await
+                    .map_err(Fault::Spoiled)?;
+                Ok(Err(constraint))
+            }
+            Err(error @ (StoreError::Statement { .. } | StoreError::Limit(_))) => Err(
+                Fault::Failed(Failure::later(error.code(), error.to_string())),
+            ),
+            Err(error) => Err(Fault::Spoiled(error)),
+        }
+    }
+
+    /// Makes the transaction usable again after a constraint has refused a statement.
+    async fn after_constraint(&mut self, guarded: bool) -> Result<(), StoreError> {
+        if guarded {
+            return self.session.rollback_to(STATEMENT).await;
+        }
+        if self.guards_statements() {
+            self.session.rollback_to(MESSAGE).await?;
+            return self.session.savepoint(MESSAGE).await;
+        }
+        if self.session.alive().await {
+            return Ok(());
+        }
+        Err(StoreError::TransactionLost(
+            "a constraint refused a statement that no savepoint guards".into(),
+        ))
+    }
+
+    fn guards_statements(&self) -> bool {
+        self.isolation == Isolation::Savepoints && self.traits.error_kills_transaction
+    }
+}
+
+/// A flush that a constraint or a value refused, as the failure of the only message it can belong to.
+pub fn flush_failure(error: &StoreError) -> Failure {
+    use crate::store::ConstraintKind;
+    match error {
+        // The parent is late: another attempt may find it.
+        StoreError::Constraint(constraint) if constraint.kind == ConstraintKind::ForeignKey => {
+            Failure::later(code::CONSTRAINT, error.to_string())
+        }
+        StoreError::Constraint(_) => Failure::never(code::CONSTRAINT, error.to_string()),
+        _ => Failure::later(error.code(), error.to_string()),
+    }
+}

@@ -1,0 +1,83 @@
+//! Deferred statements of a batch, written in as few statements as their meaning allows.
+//!
+//! Only neighbours merge, and only plain `INSERT … VALUES` of one text: nothing that reads, counts or
+//! updates rows, where two parameter sets in one statement would mean something else than one after the
+//! other.
+
+pub mod rules;
+
+use std::sync::Arc;
+
+use crate::store::{Session, StoreError, Traits, Value};
+
+use rules::Statement;
+
+/// A statement that waits for the end of its batch.
+#[derive(Debug, Clone)]
+pub struct Deferred {
+    pub statement: Arc<Statement>,
+    pub parameters: Vec<Value>,
+}
+
+impl Deferred {
+    fn merges_with(&self, other: &Deferred) -> bool {
+        self.statement.merge.is_some()
+            && (Arc::ptr_eq(&self.statement, &other.statement)
+                || self.statement.text == other.statement.text)
+    }
+}
+
+/// Writes deferred statements in order.
+pub async fn write(
+    session: &mut dyn Session,
+    traits: &Traits,
+    deferred: &[Deferred],
+) -> Result<(), StoreError> {
+    for run in deferred.chunk_by(Deferred::merges_with) {
+        let mut rest = run;
+        while let Some(first) = rest.first() {
+            let rows = chunk_rows(&first.statement, rest.len(), traits.max_parameters);
+            let (chunk, later) = rest.split_at(rows);
+            write_chunk(session, chunk).await?;
+            rest = later;
+        }
+    }
+    Ok(())
+}
+
+async fn write_chunk(session: &mut dyn Session, chunk: &[Deferred]) -> Result<(), StoreError> {
+    let [first, ..] = chunk else { return Ok(()) };
+    let Some(merge) = first.statement.merge.as_ref().filter(|_| chunk.len() > 1) else {
+        session
+            .execute(&first.statement.text, &first.parameters)
+            .await?;
+        return Ok(());
+    };
+    let mut parameters = Vec::with_capacity(chunk.len() * merge.parameter_order().len());
+    for row in chunk {
+        for &number in merge.parameter_order() {
+            let value = row.parameters.get(usize::from(number) - 1).ok_or_else(|| {
+                StoreError::Statement {
+                    code: "07001".into(),
+                    message: format!("parameter ${number} of a deferred statement has no value"),
+                }
+            })?;
+            parameters.push(value.clone());
+        }
+    }
+    session
+        .execute(&merge.render(chunk.len()), &parameters)
+        .await?;
+    Ok(())
+}
+
+/// How many rows the next statement takes: a power of two, so that few distinct texts exist and the
+/// database's statement cache holds them all.
+fn chunk_rows(statement: &Statement, available: usize, max_parameters: usize) -> usize {
+    let Some(merge) = &statement.merge else {
+        return 1;
+    };
+    let fits = max_parameters / merge.parameter_order().len().max(1);
+    let limit = available.min(fits.max(1)).min(256);
+    1 << limit.ilog2()
+}

@@ -1,0 +1,386 @@
+//! The rules of SQL: whether a guest's statement may run, decided from its text alone.
+//!
+//! ```text
+//!  text ─▶ pieces ─▶ sqlparser ─▶ walk ─▶ coverage ─▶ Statement
+//!          own lexer  on those    field by  every word was
+//!          refuses    pieces      field     understood
+//! ```
+//!
+//! Guarantees: what passes is one SELECT, INSERT, UPDATE or DELETE that touches only granted tables, calls only
+//! pure built-ins and granted functions, and is cut into tokens by the database exactly as it was cut here. The
+//! text that is sent is the guest's own, so everything about which a database could think otherwise is refused.
+//! Whatever is not understood is refused, never passed on.
+//!
+//! Deliberately does not: talk to a database, know a schema (views, triggers, column defaults and computed columns
+//! are the owner's word), bind values, or bound what a statement costs to run; those are the caller's.
+
+mod coverage;
+mod expression;
+mod from;
+mod functions;
+mod grants;
+mod lexer;
+mod merge;
+mod query;
+mod refusal;
+mod types;
+mod walk;
+mod words;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use lru::LruCache;
+use sqlparser::dialect::{MySqlDialect, PostgreSqlDialect, SQLiteDialect};
+use sqlparser::parser::{Parser, ParserError};
+
+pub use grants::{BadGrant, Grants, Table};
+pub use merge::{Merge, RowPart};
+pub use refusal::{Refusal, code};
+
+use lexer::Pieces;
+use refusal::Checked;
+use walk::Walk;
+
+/// Longest statement accepted, in bytes, unless the consumer's limits say otherwise.
+pub const DEFAULT_MAX_STATEMENT_BYTES: usize = 64 * 1024;
+
+/// Bound on the text kept by one cache, in bytes: a guest that makes a new text for each message must not be able
+/// to fill the host's memory with them.
+const MAX_CACHE_BYTES: usize = 8 * 1024 * 1024;
+
+/// The stack that a judgement gets. Parsing the worst statements that pass the lexer's bounds takes 1.5 MiB in a
+/// release build and 10 MiB in a debug build, and the caller is a host call on a guest's fiber, which has far less
+/// and whose overflow would end the process.
+const STACK_BYTES: usize = 16 * 1024 * 1024;
+
+/// How deep `sqlparser` may recurse. A parenthesis costs it two or three levels.
+const PARSER_DEPTH: usize = 120;
+
+pub use crate::store::Dialect;
+
+impl Dialect {
+    /// How many parameters one statement can carry on this store.
+    pub const fn max_parameters(self) -> u16 {
+        match self {
+            // Both protocols count parameters in an unsigned 16-bit number.
+            Dialect::Postgres | Dialect::Mysql => u16::MAX,
+            // SQLITE_MAX_VARIABLE_NUMBER since 3.32.
+            Dialect::Sqlite => 32_766,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Dialect::Postgres => "PostgreSQL",
+            Dialect::Sqlite => "SQLite",
+            Dialect::Mysql => "MySQL",
+        }
+    }
+}
+
+/// What a statement does. A `WITH … DELETE … SELECT` is a [`Kind::Select`] whose [`Statement::writes`] is not empty.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Kind {
+    Select,
+    Insert,
+    Update,
+    Delete,
+}
+
+/// A statement that may run.
+#[derive(Debug)]
+pub struct Statement {
+    /// What is sent to the database: the guest's text, without white space or a semicolon at its end. Parameters
+    /// are `$1`, `$2`, …; for a database that wants `?` see [`Statement::positional`].
+    pub text: String,
+    pub kind: Kind,
+    /// A SELECT, or a RETURNING clause.
+    pub returns_rows: bool,
+    /// The highest parameter: how many values the guest must give. None in between is missing.
+    pub parameters: u16,
+    /// Tables it reads, without those of which it is only the target.
+    pub reads: BTreeSet<Table>,
+    /// Tables it writes or locks rows of.
+    pub writes: BTreeSet<Table>,
+    /// How to run many of these as one statement, when that means the same.
+    pub merge: Option<Merge>,
+    placeholders: Vec<Placeholder>,
+}
+
+/// Where a parameter stands in the text.
+#[derive(Clone, Copy, Debug)]
+struct Placeholder {
+    start: usize,
+    end: usize,
+    number: u16,
+}
+
+impl Statement {
+    /// The text with each `$n` as a `?`, and the `n` of each `?` in order: what MySQL's protocol wants.
+    pub fn positional(&self) -> (String, Vec<u16>) {
+        let mut text = String::with_capacity(self.text.len());
+        let mut order = Vec::with_capacity(self.placeholders.len());
+        let mut copied = 0;
+        for placeholder in &self.placeholders {
+            text.push_str(&self.text[copied..placeholder.start]);
+            text.push('?');
+            order.push(placeholder.number);
+            copied = placeholder.end;
+        }
+        text.push_str(&self.text[copied..]);
+        (text, order)
+    }
+}
+
+/// The rules of one consumer, with the statements it has already been allowed.
+///
+/// `check` may be called from many threads; lanes that want no contention make one `Rules` each, which costs little
+/// as long as the cache is empty.
+#[derive(Debug)]
+pub struct Rules {
+    dialect: Dialect,
+    grants: Grants,
+    max_statement_bytes: usize,
+    allowed: Mutex<Allowed>,
+}
+
+/// Allowed statements by their text; refusals are not kept, so that hostile texts push out nothing of use.
+#[derive(Debug)]
+struct Allowed {
+    statements: LruCache<Box<str>, Arc<Statement>>,
+    text_bytes: usize,
+    max_statements: usize,
+}
+
+impl Rules {
+    pub fn new(dialect: Dialect, grants: &Grants, cache_entries: usize) -> Self {
+        Self {
+            dialect,
+            grants: grants.clone(),
+            max_statement_bytes: DEFAULT_MAX_STATEMENT_BYTES,
+            allowed: Mutex::new(Allowed {
+                statements: LruCache::unbounded(),
+                text_bytes: 0,
+                max_statements: cache_entries,
+            }),
+        }
+    }
+
+    pub fn with_max_statement_bytes(mut self, bytes: usize) -> Self {
+        self.max_statement_bytes = bytes;
+        self
+    }
+
+    /// Allows the statement or says why not. A text seen before costs a look-up.
+    pub fn check(&self, text: &str) -> Result<Arc<Statement>, Refusal> {
+        if let Some(statement) = self.lock().statements.get(text) {
+            return Ok(Arc::clone(statement));
+        }
+        // Two lanes may judge the same new text at the same time: cheaper than holding the lock while parsing.
+        let statement = Arc::new(self.judge_aside(text)?);
+        self.lock().keep(text, &statement);
+        Ok(statement)
+    }
+
+    /// Judges on a stack that is large enough for any statement.
+    fn judge_aside(&self, text: &str) -> Checked<Statement> {
+        if text.len() > self.max_statement_bytes {
+            return Err(Refusal::whole(
+                code::TOO_LARGE,
+                format!(
+                    "the statement has {} bytes, {} are allowed",
+                    text.len(),
+                    self.max_statement_bytes
+                ),
+                "pass long values as parameters, or split the statement",
+            ));
+        }
+        thread::scope(|scope| {
+            let judge = thread::Builder::new()
+                .name("sql-rules".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn_scoped(scope, || judge(self.dialect, &self.grants, text));
+            match judge.map(thread::ScopedJoinHandle::join) {
+                Ok(Ok(verdict)) => verdict,
+                // A panic here is a defect of the parser or of these rules: what cannot be judged does not run.
+                Ok(Err(_)) => Err(Refusal::whole(
+                    code::UNDECIDED,
+                    "the statement could not be judged",
+                    "this is a defect of the host: please report the statement",
+                )),
+                Err(error) => Err(Refusal::whole(
+                    code::UNDECIDED,
+                    format!(
+                        "the statement could not be judged: no thread to judge it on ({error})"
+                    ),
+                    "raise the limit of threads of the host's process; the message can be retried",
+                )),
+            }
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Allowed> {
+        // The cache is whole after every step, so a panic elsewhere does not make it wrong.
+        self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Allowed {
+    fn keep(&mut self, text: &str, statement: &Arc<Statement>) {
+        if self.max_statements == 0 {
+            return;
+        }
+        self.text_bytes += text.len();
+        if self
+            .statements
+            .put(text.into(), Arc::clone(statement))
+            .is_some()
+        {
+            self.text_bytes -= text.len();
+        }
+        while self.statements.len() > self.max_statements || self.text_bytes > MAX_CACHE_BYTES {
+            let Some((oldest, _)) = self.statements.pop_lru() else {
+                break;
+            };
+            self.text_bytes -= oldest.len();
+        }
+    }
+}
+
+/// Judges one text: the whole pipeline of this module, without the cache.
+fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
+    kind(text)?;
+    let pieces = lexer::cut(dialect, text)?;
+    let parameters = parameters(dialect, &pieces)?;
+    let tree = parse(dialect, &pieces)?;
+    let mut walk = Walk::new(dialect, grants, &pieces);
+    let outline = walk.statement(&tree)?;
+    let walked = walk.finish();
+    coverage::check(dialect, &pieces, &walked.understood)?;
+    Ok(Statement {
+        text: pieces.text.to_owned(),
+        kind: outline.kind,
+        returns_rows: outline.returns_rows,
+        parameters,
+        reads: walked.reads,
+        writes: walked.writes,
+        merge: merge::shape(&pieces),
+        placeholders: pieces
+            .iter()
+            .filter_map(|piece| match piece.kind {
+                lexer::PieceKind::Parameter(number) => Some(Placeholder {
+                    start: piece.start,
+                    end: piece.end,
+                    number,
+                }),
+                _ => None,
+            })
+            .collect(),
+    })
+}
+
+/// Names the kind of statement that is refused, before its details are: `COMMIT` should not hear about commas.
+fn kind(text: &str) -> Checked {
+    let start = text.len() - text.trim_start().len();
+    let length = text[start..]
+        .find(|c: char| !c.is_ascii_alphabetic())
+        .unwrap_or(text.len() - start);
+    let word = &text[start..start + length];
+    let allowed = ["select", "insert", "update", "delete", "with", "values"];
+    if length == 0 || allowed.iter().any(|kind| word.eq_ignore_ascii_case(kind)) {
+        return Ok(());
+    }
+    Err(Refusal::at(
+        text,
+        start,
+        start + length,
+        code::KIND,
+        format!("{} is not allowed", word.to_ascii_uppercase()),
+        "only SELECT, INSERT, UPDATE and DELETE are; transactions and sessions belong to the host, the schema to migrations",
+    ))
+}
+
+/// The highest parameter, after checking that every lower one is used too: a database cannot tell the type of one
+/// that never appears.
+fn parameters(dialect: Dialect, pieces: &Pieces) -> Checked<u16> {
+    let used: BTreeSet<u16> = pieces
+        .iter()
+        .filter_map(|piece| match piece.kind {
+            lexer::PieceKind::Parameter(number) => Some(number),
+            _ => None,
+        })
+        .collect();
+    let Some(&highest) = used.last() else {
+        return Ok(0);
+    };
+    if highest > dialect.max_parameters() {
+        return Err(Refusal::whole(
+            code::PARAMETER,
+            format!(
+                "${highest} is more than the {} parameters that {} takes",
+                dialect.max_parameters(),
+                dialect.name()
+            ),
+            "split the statement",
+        ));
+    }
+    if let Some(missing) = (1..=highest).find(|number| !used.contains(number)) {
+        return Err(Refusal::whole(
+            code::PARAMETER,
+            format!("${highest} is used, but ${missing} is not"),
+            "number the parameters $1, $2, … without a gap",
+        ));
+    }
+    Ok(highest)
+}
+
+fn parse(dialect: Dialect, pieces: &Pieces) -> Checked<sqlparser::ast::Statement> {
+    let grammar: &dyn sqlparser::dialect::Dialect = match dialect {
+        Dialect::Postgres => &PostgreSqlDialect {},
+        Dialect::Sqlite => &SQLiteDialect {},
+        Dialect::Mysql => &MySqlDialect {},
+    };
+    let mut parser = Parser::new(grammar)
+        .with_recursion_limit(PARSER_DEPTH)
+        .with_tokens_with_locations(pieces.tokens.clone());
+    let parsed = parser.parse_statements();
+    // Where the parser stopped is the best place to point at, whatever it says.
+    let stopped = parser
+        .get_current_index()
+        .min(pieces.len().saturating_sub(1));
+    match parsed {
+        Ok(mut statements) if statements.len() == 1 => Ok(statements.remove(0)),
+        Ok(_) => Err(pieces.refuse(
+            0,
+            code::MANY_STATEMENTS,
+            "expected exactly one statement",
+            "send one statement per call",
+        )),
+        Err(ParserError::RecursionLimitExceeded) => Err(pieces.refuse(
+            stopped,
+            code::TOO_DEEP,
+            "the statement is nested too deeply",
+            "flatten it, or split it",
+        )),
+        Err(ParserError::TokenizerError(reason) | ParserError::ParserError(reason)) => {
+            // What the parser found may be a string literal, and its position counts pieces: both stay out.
+            let expected = reason
+                .strip_prefix("Expected: ")
+                .and_then(|rest| rest.split_once(", found:"))
+                .map(|(expected, _)| format!(": expected {expected} near here"))
+                .unwrap_or_default();
+            Err(pieces.refuse(
+                stopped,
+                code::SYNTAX,
+                format!("the statement is not understood{expected}"),
+                "what cannot be checked does not run: write it in plainer SQL",
+            ))
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! Everything that is opened, checked and refused before the first message is taken.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lapin::types::ShortString;
+use tokio::sync::watch;
+
+use crate::amqp::{Address, ConnectError};
+use crate::config::{self, BrokerKind, Config, StoreKind};
+use crate::consumer::{Consumer, Parts as ConsumerParts};
+use crate::effects::outbox::Composer;
+use crate::effects::sql::rules::{BadGrant, Grants, Rules};
+use crate::failure::Class;
+use crate::metrics::Metrics;
+use crate::relay::{AmqpPublisher, EmbeddedPublisher, Publisher};
+use crate::sandbox::{
+    Environment, LoadError, Plugin, Sandbox, SandboxError, SandboxOptions, Seeds,
+};
+use crate::source::amqp::{QueueError, prepare};
+use crate::store::{
+    ConsumerRow, Dialect, HostId, SessionOptions, Store, StoreError, postgres::PostgresStore,
+    sqlite::SqliteStore,
+};
+
+/// SQL texts that a consumer's rules remember.
+const CACHED_STATEMENTS: usize = 1024;
+
+/// Why a host does not start. Each says what, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the store {store} cannot be used: {error}")]
+    Store { store: String, error: StoreError },
+    #[error("the store {store} lacks migrations: {}; run `hapax migrate`, or set `store.migrate = true`", .pending.join(", "))]
+    Schema { store: String, pending: Vec<String> },
+    #[error(
+        "the lanes want {lanes} connections, and store.max-connections is {max}; raise it, or lower `lanes`"
+    )]
+    Connections { lanes: usize, max: u32 },
+    #[error(
+        "the consumer {consumer} was run with {what} {stored}, and the configuration says {configured}: \
+         changing it would apply messages again; restore it, or give the consumer another name"
+    )]
+    Rules {
+        consumer: String,
+        what: &'static str,
+        stored: String,
+        configured: String,
+    },
+    #[error("the plugin {path} of the consumer {consumer} cannot be loaded: {error}")]
+    Plugin {
+        consumer: String,
+        path: PathBuf,
+        error: LoadError,
+    },
+    #[error("the grants of the consumer {consumer} are wrong: {}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Grants {
+        consumer: String,
+        problems: Vec<BadGrant>,
+    },
+    #[error("the sandbox cannot be made: {0}")]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Broker(#[from] ConnectError),
+    #[error("the consumer {consumer} cannot be started: {error}")]
+    Queue { consumer: String, error: QueueError },
+    #[error(transparent)]
+    Listen(crate::http::ListenError),
+}
+
+impl StartError {
+    /// 64 for what the configuration can mend, 69 for a server that is away, 1 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        const CONFIGURATION: u8 = 64;
+        const UNAVAILABLE: u8 = 69;
+        match self {
+            Self::Store { error, .. } if error.class() == Class::World => UNAVAILABLE,
+            Self::Broker(ConnectError::Url(..)) => CONFIGURATION,
+            Self::Broker(_)
+            | Self::Queue {
+                error: QueueError::Connect(_),
+                ..
+            } => UNAVAILABLE,
+            Self::Sandbox(_) => 1,
+            _ => CONFIGURATION,
+        }
+    }
+}
+
+/// What a host is made of.
+pub struct Parts<'c> {
+    pub store: Arc<dyn Store>,
+    pub host: HostId,
+    pub publisher: Box<dyn Publisher>,
+    /// `None` for the embedded broker.
+    pub broker: Option<Address>,
+    pub consumers: Vec<(Arc<Consumer>, &'c config::Consumer)>,
+}
+
+/// Opens the store that the configuration names. Does not look at its tables.
+pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let options = SessionOptions {
+        statement_timeout: config.store.statement_timeout,
+        lock_timeout: config.store.lock_timeout,
+    };
+    let opened: Result<Arc<dyn Store>, StoreError> = match &config.store.kind {
+        StoreKind::Sqlite { path } => {
+            SqliteStore::open(path, options).map(|store| Arc::new(store) as Arc<dyn Store>)
+        }
+        StoreKind::Postgres { url } => {
+            PostgresStore::new(url.expose(), &config.store.schema, options)
+                .map(|store| Arc::new(store) as Arc<dyn Store>)
+        }
+    };
+    opened.map_err(|error| store_error(config, error))
+}
+
+/// Where the broker is; `None` for the embedded one.
+pub fn broker_address(config: &Config) -> Option<Address> {
+    match &config.broker.kind {
+        BrokerKind::Embedded => None,
+        BrokerKind::Amqp { url } => Some(Address {
+            url: url.clone(),
+            heartbeat: config.broker.heartbeat,
+            connect_timeout: config.broker.connect_timeout,
+        }),
+    }
+}
+
+fn store_error(config: &Config, error: StoreError) -> StartError {
+    StartError::Store {
+        store: config.store.kind.to_string(),
+        error,
+    }
+}
+
+/// Opens and checks everything.
+pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c>, StartError> {
+    let lanes = config
+        .consumers
+        .iter()
+        .map(|consumer| consumer.lanes)
+        .sum::<usize>();
+    if let Some(max) = config
+        .store
+        .max_connections
+        .filter(|max| (*max as usize) < lanes)
+    {
+        return Err(StartError::Connections { lanes, max });
+    }
+    let store = open_store(config)?;
+    prepare_schema(config, &*store).await?;
+    let failed = |error| store_error(config, error);
+    for warning in store.warnings().await.map_err(failed)? {
+        tracing::warn!("{warning}");
+    }
+    let mut session = store.session("hapax start").await.map_err(failed)?;
+    let secret = session.secret().await.map_err(failed)?;
+    let plugins = load_plugins(config, lanes).await?;
+    let broker = broker_address(config);
+    check_queues(config, broker.as_ref(), &mut *session).await?;
+
+    let host = HostId(fastrand::i32(1..));
+    let mut consumers = Vec::with_capacity(config.consumers.len());
+    for (settings, plugin) in config.consumers.iter().zip(plugins) {
+        let row = register(config, settings, &mut *session).await?;
+        let digest = hex::encode(&plugin.digest()[..8]);
+        tracing::info!(
+            consumer = %settings.name, queue = %settings.queue, plugin = %settings.plugin.display(),
+            digest, lanes = settings.lanes, "Consumer ready"
+        );
+        let environment = environment(settings, &row, &secret, &*store)?;
+        // The sender lives as long as the process: there is no other version to come from it.
+        let (_, plugin) = watch::channel(plugin);
+        let parts = ConsumerParts {
+            id: row.id,
+            host,
+            store: Arc::clone(&store),
+            environment: Arc::new(environment),
+            metrics: metrics.consumer(&settings.name),
+            plugin,
+        };
+        consumers.push((Arc::new(Consumer::new(settings, parts)), settings));
+    }
+    let publisher: Box<dyn Publisher> = match &broker {
+        Some(address) => Box::new(AmqpPublisher::new(address.clone())),
+        None => Box::new(EmbeddedPublisher::new(Arc::clone(&store))),
+    };
+    Ok(Parts {
+        store,
+        host,
+        publisher,
+        broker,
+        consumers,
+    })
+}
+
+async fn prepare_schema(config: &Config, store: &dyn Store) -> Result<(), StartError> {
+    let failed = |error| store_error(config, error);
+    let pending = store.pending_migrations().await.map_err(failed)?;
+    if pending.is_empty() {
+        return Ok(());
+    }
+    if !config.store.migrate {
+        return Err(StartError::Schema {
+            store: config.store.kind.to_string(),
+            pending,
+        });
+    }
+    let applied = store.migrate().await.map_err(failed)?;
+    tracing::info!(migrations = applied.join(", "), "Store migrated");
+    Ok(())
+}
+
+/// Compiles every component, off the threads that will run them.
+async fn load_plugins(config: &Config, lanes: usize) -> Result<Vec<Arc<Plugin>>, StartError> {
+    let limits = config.consumers.iter().map(|consumer| &consumer.limits);
+    let options = SandboxOptions {
+        concurrent_instances: lanes,
+        max_memory: limits
+            .clone()
+            .map(|limits| limits.memory)
+            .max()
+            .unwrap_or_default(),
+        max_table_elements: limits
+            .map(|limits| limits.table_elements)
+            .max()
+            .unwrap_or_default(),
+    };
+    let sandbox = Sandbox::new(options)?;
+    let mut plugins = Vec::with_capacity(config.consumers.len());
+    for settings in &config.consumers {
+        let (sandbox, path) = (Arc::clone(&sandbox), settings.plugin.clone());
+        let loaded = tokio::task::spawn_blocking(move || Plugin::load(&sandbox, &path)).await;
+        let plugin = loaded
+            .expect("loading a component does not panic")
+            .map_err(|error| StartError::Plugin {
+                consumer: settings.name.clone(),
+                path: settings.plugin.clone(),
+                error,
+            })?;
+        plugins.push(Arc::new(plugin));
+    }
+    Ok(plugins)
+}
+
+/// Makes sure that every queue is there. The embedded broker makes those that the configuration names.
+async fn check_queues(
+    config: &Config,
+    broker: Option<&Address>,
+    session: &mut dyn crate::store::Session,
+) -> Result<(), StartError> {
+    let Some(address) = broker else {
+        let Some(queues) = session.queues() else {
+            return Ok(());
+        };
+        let targets = config
+            .consumers
+            .iter()
+            .flat_map(|consumer| consumer.targets.values());
+        let targets = targets.map(|target| target.routing_key.as_str());
+        let sources = config
+            .consumers
+            .iter()
+            .map(|consumer| consumer.queue.as_str());
+        for queue in sources.chain(targets).filter(|queue| !queue.is_empty()) {
+            queues
+                .declare(queue)
+                .await
+                .map_err(|error| store_error(config, error))?;
+        }
+        return Ok(());
+    };
+    let connection = address.connect("hapax start").await?;
+    let mut channels = Vec::with_capacity(config.consumers.len());
+    for settings in &config.consumers {
+        let failed = |error| StartError::Queue {
+            consumer: settings.name.clone(),
+            error,
+        };
+        // A missing queue closes its channel: each consumer gets one of its own.
+        let channel = connection.create_channel().await.map_err(|error| {
+            failed(QueueError::Refused {
+                queue: settings.queue.clone(),
+                error,
+            })
+        })?;
+        prepare(&channel, &settings.queue, settings.declare.as_ref())
+            .await
+            .map_err(failed)?;
+        channels.push(channel);
+    }
+    // They close with the connection: closing them one by one races with it.
+    let _ = connection.close(200, ShortString::from("OK")).await;
+    drop(channels);
+    Ok(())
+}
+
+/// The consumer's row, if it was made by the same rules. Other rules would give old messages new keys.
+async fn register(
+    config: &Config,
+    settings: &config::Consumer,
+    session: &mut dyn crate::store::Session,
+) -> Result<ConsumerRow, StartError> {
+    let (key_rule, fingerprint_rule) = crate::consumer::rule_texts(settings);
+    let row = session
+        .consumer(&settings.name, &key_rule, &fingerprint_rule)
+        .await
+        .map_err(|error| store_error(config, error))?;
+    let rules = [
+        ("the key", row.key_rule.clone(), key_rule),
+        (
+            "the fingerprint",
+            row.fingerprint_rule.clone(),
+            fingerprint_rule,
+        ),
+    ];
+    for (what, stored, configured) in rules {
+        if stored != configured {
+            let consumer = settings.name.clone();
+            return Err(StartError::Rules {
+                consumer,
+                what,
+                stored,
+                configured,
+            });
+        }
+    }
+    Ok(row)
+}
+
+fn environment(
+    settings: &config::Consumer,
+    row: &ConsumerRow,
+    secret: &[u8],
+    store: &dyn Store,
+) -> Result<Environment, StartError> {
+    let dialect = store.traits().dialect;
+    Ok(Environment {
+        consumer: settings.name.clone(),
+        limits: settings.limits.clone(),
+        config: settings.config.clone(),
+        composer: Composer {
+            consumer: row.id,
+            targets: settings.targets.clone(),
+        },
+        rules: rules(settings, dialect)?,
+        random: settings.random,
+        idempotency: settings.idempotency,
+        seeds: Seeds::new(secret, &settings.name),
+        dialect,
+        generation: row.generation,
+    })
+}
+
+/// What a consumer's SQL may touch.
+pub fn rules(settings: &config::Consumer, dialect: Dialect) -> Result<Rules, StartError> {
+    let grant = &settings.grant;
+    let grants =
+        Grants::new(dialect, &grant.read, &grant.write, &grant.functions).map_err(|problems| {
+            StartError::Grants {
+                consumer: settings.name.clone(),
+                problems,
+            }
+        })?;
+    Ok(Rules::new(dialect, &grants, CACHED_STATEMENTS))
+}

@@ -1,0 +1,147 @@
+//! `/healthz`, `/readyz`, `/metrics`: for orchestrators and Prometheus, without a token.
+//!
+//! Alive is whoever answers. Ready is a host whose consumers all take messages and whose store answers;
+//! anything else is 503 with the reasons. Nothing here holds a secret or a message.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+
+use crate::consumer::Consumer;
+use crate::metrics::Metrics;
+use crate::store::{Session, Store, StoreError};
+
+/// Probes give up after a second or more; the answer should be there before.
+const STORE_PATIENCE: Duration = Duration::from_millis(800);
+
+/// What is known of the consumers without asking anybody.
+pub struct Readiness {
+    consumers: Vec<Arc<Consumer>>,
+    broken: Mutex<BTreeMap<String, String>>,
+}
+
+impl Readiness {
+    pub fn new(consumers: impl Iterator<Item = Arc<Consumer>>) -> Self {
+        Self {
+            consumers: consumers.collect(),
+            broken: Mutex::default(),
+        }
+    }
+
+    /// A consumer has stopped for good.
+    pub fn broken(&self, consumer: &str, reason: String) {
+        self.lock().insert(consumer.to_owned(), reason);
+    }
+
+    pub fn consumers(&self) -> &[Arc<Consumer>] {
+        &self.consumers
+    }
+
+    /// Why the consumers are not ready; empty when they are.
+    fn reasons(&self) -> Vec<Reason> {
+        let broken = self.lock();
+        let not_ready = self.consumers.iter().filter_map(|consumer| {
+            let reason = match broken.get(&consumer.name) {
+                Some(reason) => format!("stopped: {reason}"),
+                None if consumer.metrics.up.get() == 0 => {
+                    format!("not subscribed to the queue {}", consumer.queue)
+                }
+                None => return None,
+            };
+            Some(Reason {
+                consumer: Some(consumer.name.clone()),
+                reason,
+            })
+        });
+        not_ready.collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Serialize)]
+struct Reason {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consumer: Option<String>,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    reasons: Vec<Reason>,
+}
+
+struct Health {
+    metrics: Metrics,
+    readiness: Arc<Readiness>,
+    store: Arc<dyn Store>,
+    /// Kept, so that a probe costs one round trip.
+    session: tokio::sync::Mutex<Option<Box<dyn Session>>>,
+}
+
+pub(super) fn router(metrics: Metrics, readiness: Arc<Readiness>, store: Arc<dyn Store>) -> Router {
+    let health = Health {
+        metrics,
+        readiness,
+        store,
+        session: tokio::sync::Mutex::new(None),
+    };
+    Router::new()
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics_text))
+        .with_state(Arc::new(health))
+}
+
+async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
+    let mut reasons = health.readiness.reasons();
+    match tokio::time::timeout(STORE_PATIENCE, health.ask_store()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            reasons.push(Reason {
+                consumer: None,
+                reason: format!("the store does not answer: {error}"),
+            });
+        }
+        Err(_) => reasons.push(Reason {
+            consumer: None,
+            reason: format!("the store does not answer within {STORE_PATIENCE:?}"),
+        }),
+    }
+    let ready = reasons.is_empty();
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(Ready { ready, reasons }))
+}
+
+async fn metrics_text(State(health): State<Arc<Health>>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], health.metrics.render())
+}
+
+impl Health {
+    async fn ask_store(&self) -> Result<(), StoreError> {
+        let mut slot = self.session.lock().await;
+        // Taken out: a session whose future was dropped is not used again.
+        let mut session = match slot.take() {
+            Some(session) => session,
+            None => self.store.session("hapax health").await?,
+        };
+        session.ping().await?;
+        *slot = Some(session);
+        Ok(())
+    }
+}

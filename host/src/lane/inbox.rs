@@ -1,0 +1,69 @@
+//! The messages of a lane that wait for it, and the way from a partition to its lane.
+//!
+//! An inbox holds no more than the prefetch and the waiting rows that were handed over: both are bounded.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::consumer::BatchLimits;
+
+use super::Work;
+
+/// The lanes of a consumer.
+#[derive(Clone)]
+pub struct Lanes(Vec<mpsc::Sender<Work>>);
+
+/// What one lane takes its batches from.
+pub struct Inbox(mpsc::Receiver<Work>);
+
+impl Lanes {
+    /// So many lanes, each with room for `capacity` works.
+    pub fn new(lanes: usize, capacity: usize) -> (Self, Vec<Inbox>) {
+        let (senders, inboxes) = (0..lanes)
+            .map(|_| {
+                let (sender, receiver) = mpsc::channel(capacity);
+                (sender, Inbox(receiver))
+            })
+            .unzip();
+        (Self(senders), inboxes)
+    }
+
+    /// Puts a work into its partition's lane, and waits while that lane is full. Works for a lane that
+    /// has ended are dropped: they are not acknowledged.
+    pub async fn send(&self, partition: i64, work: Work) {
+        let lane = partition.rem_euclid(self.0.len() as i64);
+        let lane = usize::try_from(lane).expect("a remainder is not negative");
+        let _ = self.0[lane].send(work).await;
+    }
+}
+
+impl Inbox {
+    /// The next batch: waits for one work, at most `patience` if there is one, and then takes what is
+    /// ready. `None` when nobody will ever send again.
+    pub async fn next(
+        &mut self,
+        limits: BatchLimits,
+        patience: Option<Duration>,
+    ) -> Option<Vec<Work>> {
+        let first = match patience {
+            None => self.0.recv().await?,
+            Some(patience) => {
+                match tokio::time::timeout_at(Instant::now() + patience, self.0.recv()).await {
+                    Ok(work) => work?,
+                    Err(_) => return Some(Vec::new()),
+                }
+            }
+        };
+        let mut bytes = first.item.message.size_bytes() as u64;
+        let mut batch = Vec::with_capacity(limits.messages.min(self.0.len() + 1));
+        batch.push(first);
+        while batch.len() < limits.messages && bytes < limits.bytes {
+            let Ok(work) = self.0.try_recv() else { break };
+            bytes += work.item.message.size_bytes() as u64;
+            batch.push(work);
+        }
+        Some(batch)
+    }
+}

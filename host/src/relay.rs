@@ -1,0 +1,444 @@
+//! Outbox rows → broker, confirmed.
+//!
+//! Rows come from memory right after their commit; the table is polled only for rows that are due and for
+//! those of hosts that are gone. A row is removed after the broker has confirmed it AND not returned it.
+//! What cannot be sent stays, with backoff, visible, and stands in nobody's way but that of its own
+//! ordering key.
+//!
+//! A message may reach the broker twice, with the same id. The relay never reads the incoming message.
+
+mod amqp;
+mod embedded;
+mod queue;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::{self, Backoff};
+use crate::metrics::{self, TargetLabel};
+use crate::store::{HostId, OutboxRecord, Session, Store, StoreError};
+
+pub use amqp::AmqpPublisher;
+pub use embedded::EmbeddedPublisher;
+
+use queue::Queue;
+
+/// Rows in one block of publishes and one removal.
+const BLOCK_ROWS: usize = 1024;
+
+/// Rows that may be in memory before lanes wait.
+const MEMORY_ROWS: usize = 16 * 1024;
+
+/// Bytes that may be in memory before lanes wait.
+const MEMORY_BYTES: usize = 64 * 1024 * 1024;
+
+/// Pause between looks at the table.
+const POLL_PAUSE: Duration = Duration::from_secs(1);
+
+/// Pause before rows that wait behind an older one of their ordering key are looked at again.
+const BLOCKED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Backoff of rows that could not be sent.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// What became of one published row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sent {
+    Confirmed,
+    /// The broker had no queue for it.
+    Returned(String),
+    /// The broker or the protocol refuses this row: nacked, no such exchange, no permission, too large.
+    Refused(String),
+}
+
+/// The broker is away; nothing is known of the rows that were under way.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Lost(pub String);
+
+/// A way to a broker.
+#[async_trait]
+pub trait Publisher: Send {
+    /// Publishes rows in order and waits for what became of each.
+    async fn publish(&mut self, rows: &[OutboxRecord]) -> Result<Vec<Sent>, Lost>;
+
+    /// Leaves the broker in an orderly way.
+    async fn close(&mut self);
+}
+
+/// How much the relay holds.
+#[derive(Default)]
+struct Memory {
+    rows: AtomicUsize,
+    bytes: AtomicUsize,
+    freed: Notify,
+}
+
+impl Memory {
+    fn is_full(&self) -> bool {
+        self.rows.load(Ordering::Acquire) >= MEMORY_ROWS
+            || self.bytes.load(Ordering::Acquire) >= MEMORY_BYTES
+    }
+
+    fn add(&self, records: &[OutboxRecord]) {
+        self.rows.fetch_add(records.len(), Ordering::AcqRel);
+        self.bytes
+            .fetch_add(records.iter().map(record_bytes).sum(), Ordering::AcqRel);
+    }
+
+    fn remove(&self, record: &OutboxRecord) {
+        self.rows.fetch_sub(1, Ordering::AcqRel);
+        self.bytes.fetch_sub(record_bytes(record), Ordering::AcqRel);
+        self.freed.notify_waiters();
+    }
+}
+
+fn record_bytes(record: &OutboxRecord) -> usize {
+    record.row.message.size_bytes()
+}
+
+enum Command {
+    Publish(Vec<OutboxRecord>),
+    Recover(i16),
+}
+
+/// A lane's way to the relay.
+#[derive(Clone)]
+pub struct RelayHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    memory: Arc<Memory>,
+}
+
+impl RelayHandle {
+    /// Hands over rows that have just committed. Their number is bounded by what `room` lets through.
+    pub fn publish(&self, records: Vec<OutboxRecord>) {
+        if !records.is_empty() {
+            self.memory.add(&records);
+            let _ = self.commands.send(Command::Publish(records));
+        }
+    }
+
+    /// Looks for rows of a lane whose commit was in doubt.
+    pub fn recover(&self, lane: i16) {
+        let _ = self.commands.send(Command::Recover(lane));
+    }
+
+    /// Waits until there is room for more rows.
+    pub async fn room(&self) {
+        loop {
+            let freed = self.memory.freed.notified();
+            if !self.memory.is_full() {
+                return;
+            }
+            freed.await;
+        }
+    }
+}
+
+/// The relay at work.
+pub struct Relay {
+    store: Arc<dyn Store>,
+    host: HostId,
+    publisher: Box<dyn Publisher>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    memory: Arc<Memory>,
+    metrics: metrics::Relay,
+    queue: Queue,
+    /// Lanes whose rows have to be looked for.
+    recover: Vec<i16>,
+    /// Rows that are confirmed and still in the table.
+    sent: Vec<i64>,
+    session: Option<Box<dyn Session>>,
+    next_poll: Instant,
+    broker_trouble: Backoff,
+    store_trouble: Backoff,
+    store_retry: Option<Instant>,
+}
+
+impl Relay {
+    pub fn new(
+        store: Arc<dyn Store>,
+        host: HostId,
+        publisher: Box<dyn Publisher>,
+        metrics: metrics::Relay,
+    ) -> (Self, RelayHandle) {
+        let (sender, commands) = mpsc::unbounded_channel();
+        let memory = Arc::new(Memory::default());
+        let handle = RelayHandle {
+            commands: sender,
+            memory: Arc::clone(&memory),
+        };
+        let relay = Self {
+            store,
+            host,
+            publisher,
+            commands,
+            memory,
+            metrics,
+            queue: Queue::default(),
+            recover: Vec::new(),
+            sent: Vec::new(),
+            session: None,
+            next_poll: Instant::now(),
+            broker_trouble: Backoff::for_servers(),
+            store_trouble: Backoff::for_servers(),
+            store_retry: None,
+        };
+        (relay, handle)
+    }
+
+    /// Runs until it is told to drain; then until nothing is left in memory, or `give_up`.
+    pub async fn run(mut self, drain: CancellationToken, give_up: CancellationToken) {
+        loop {
+            let draining = drain.is_cancelled();
+            if draining && self.is_idle() {
+                break;
+            }
+            let step = async {
+                self.take_commands(&drain).await;
+                self.look_after_table(draining).await;
+                self.send_block().await;
+            };
+            tokio::select! {
+                () = step => {}
+                () = give_up.cancelled() => break,
+            }
+        }
+        self.publisher.close().await;
+    }
+
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.sent.is_empty() && self.commands.is_empty()
+    }
+
+    /// Waits for something to do, and takes all commands that are there.
+    async fn take_commands(&mut self, drain: &CancellationToken) {
+        let wait = self.wait();
+        let first = if wait.is_zero() {
+            None
+        } else {
+            tokio::select! {
+                command = self.commands.recv() => command,
+                () = tokio::time::sleep(wait) => None,
+                () = drain.cancelled(), if !drain.is_cancelled() => None,
+            }
+        };
+        let mut next = first;
+        loop {
+            match next {
+                Some(Command::Publish(records)) => self.adopt(records),
+                Some(Command::Recover(lane)) => self.recover.push(lane),
+                None => {}
+            }
+            match self.commands.try_recv() {
+                Ok(command) => next = Some(command),
+                Err(_) => break,
+            }
+        }
+        self.metrics
+            .in_memory
+            .set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Takes rows in that are counted already.
+    fn adopt(&mut self, records: Vec<OutboxRecord>) {
+        for known in self.queue.extend(records) {
+            self.memory.remove(&known);
+        }
+    }
+
+    /// How long nothing has to be done, unless a command comes.
+    fn wait(&self) -> Duration {
+        if self.queue.has_ready() && self.broker_trouble.tries() == 0 {
+            return Duration::ZERO;
+        }
+        if self.sent.is_empty() && self.recover.is_empty() && self.queue.is_empty() {
+            return self.next_poll.saturating_duration_since(Instant::now());
+        }
+        match self.store_retry {
+            Some(at) => at
+                .saturating_duration_since(Instant::now())
+                .min(BLOCKED_PAUSE),
+            None if self.sent.is_empty() && self.recover.is_empty() => BLOCKED_PAUSE,
+            None => Duration::ZERO,
+        }
+    }
+
+    /// The table's part: rows to recover, rows of dead hosts, rows that are due, the depth.
+    async fn look_after_table(&mut self, draining: bool) {
+        if self.store_retry.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        let result = self.table_turn(draining).await;
+        self.note_store(result);
+    }
+
+    async fn table_turn(&mut self, draining: bool) -> Result<(), StoreError> {
+        self.connect().await?;
+        let host = self.host;
+        while let (Some(session), Some(lane)) = (self.session.as_mut(), self.recover.last()) {
+            let known = self.queue.known();
+            let records = session.outbox_recover(host, *lane, &known).await?;
+            self.memory.add(&records);
+            self.adopt(records);
+            self.recover.pop();
+        }
+        if !draining && Instant::now() >= self.next_poll && !self.memory.is_full() {
+            let Some(session) = self.session.as_mut() else {
+                return Ok(());
+            };
+            let limit = u32::try_from(BLOCK_ROWS).unwrap_or(u32::MAX);
+            let records = session.outbox_take(host, limit).await?;
+            let full = records.len() == BLOCK_ROWS;
+            let depth = session.outbox_depth().await?;
+            self.metrics
+                .depth
+                .set(i64::try_from(depth.rows).unwrap_or(i64::MAX));
+            self.metrics.oldest_seconds.set(depth.oldest_seconds);
+            self.memory.add(&records);
+            self.adopt(records);
+            self.next_poll = Instant::now() + if full { Duration::ZERO } else { POLL_PAUSE };
+        }
+        if let Some(session) = self.session.as_mut()
+            && self.queue.has_heads()
+        {
+            let heads = self.queue.heads(BLOCK_ROWS);
+            let blocked = session.outbox_blocked(&heads).await?;
+            self.queue.release(&heads, &blocked);
+        }
+        Ok(())
+    }
+
+    async fn connect(&mut self) -> Result<(), StoreError> {
+        if self.session.is_none() {
+            let mut session = self.store.session("hapax relay").await?;
+            session.announce(self.host).await?;
+            self.session = Some(session);
+        }
+        Ok(())
+    }
+
+    /// Publishes what is ready, and removes what was confirmed before, at the same time.
+    async fn send_block(&mut self) {
+        let block = self.queue.block(BLOCK_ROWS);
+        let sent = std::mem::take(&mut self.sent);
+        let remove = async {
+            match self.session.as_mut() {
+                Some(session) if !sent.is_empty() => session.outbox_delete(&sent).await,
+                Some(_) => Ok(()),
+                None if sent.is_empty() => Ok(()),
+                None => Err(StoreError::Unavailable("the relay has no session".into())),
+            }
+        };
+        let publish = async {
+            if block.is_empty() {
+                Ok(Vec::new())
+            } else {
+                self.publisher.publish(&block).await
+            }
+        };
+        let (removed, published) = tokio::join!(remove, publish);
+        if removed.is_err() {
+            self.sent = sent;
+        } else {
+            self.queue.removed(&sent);
+        }
+        self.note_store(removed);
+        match published {
+            Ok(results) => {
+                self.broker_trouble.reset();
+                self.settle(block, results).await;
+            }
+            Err(lost) => {
+                self.queue.put_back(block);
+                if self.broker_trouble.tries() == 1 {
+                    tracing::warn!(error = %lost, "The broker does not take messages; the outbox waits");
+                }
+                tokio::time::sleep(self.broker_trouble.next()).await;
+            }
+        }
+    }
+
+    async fn settle(&mut self, block: Vec<OutboxRecord>, results: Vec<Sent>) {
+        for (record, result) in block.into_iter().zip(results) {
+            let label = TargetLabel {
+                target: record.row.target.clone(),
+            };
+            self.memory.remove(&record);
+            let trouble = match result {
+                Sent::Confirmed => {
+                    self.metrics.confirmed.get_or_create(&label).inc();
+                    if let Some(since) = self.queue.since(record.sequence) {
+                        self.metrics
+                            .publish_seconds
+                            .observe(since.elapsed().as_secs_f64());
+                    }
+                    self.sent.push(record.sequence);
+                    continue;
+                }
+                Sent::Returned(_) if record.row.may_drop => {
+                    self.metrics.dropped.get_or_create(&label).inc();
+                    self.sent.push(record.sequence);
+                    continue;
+                }
+                Sent::Returned(text) => {
+                    self.metrics.returned.get_or_create(&label).inc();
+                    format!("unroutable: {text}")
+                }
+                Sent::Refused(text) => {
+                    self.metrics.failed.get_or_create(&label).inc();
+                    text
+                }
+            };
+            self.keep_for_later(record, trouble).await;
+        }
+    }
+
+    /// Leaves a row in the table, due later, and out of this host's memory.
+    async fn keep_for_later(&mut self, record: OutboxRecord, trouble: String) {
+        let attempts = u32::try_from(record.attempts)
+            .unwrap_or(0)
+            .saturating_add(1);
+        let delay = backoff::bound(RETRY_FIRST, RETRY_MAX, attempts);
+        tracing::warn!(
+            target_name = %record.row.target, exchange = %record.row.message.exchange,
+            routing_key = %record.row.message.routing_key, attempts, error = %trouble,
+            retry_seconds = delay.as_secs_f64(), "Outbox message not sent; it stays in the outbox"
+        );
+        let result = match self.session.as_mut() {
+            Some(session) => session.outbox_defer(record.sequence, delay, &trouble).await,
+            None => Err(StoreError::Unavailable("the relay has no session".into())),
+        };
+        if result.is_ok() {
+            self.queue.removed(&[record.sequence]);
+        } else {
+            // It is still this host's: it goes round again.
+            self.memory.add(std::slice::from_ref(&record));
+            self.queue.put_back(vec![record]);
+        }
+        self.note_store(result);
+    }
+
+    fn note_store(&mut self, result: Result<(), StoreError>) {
+        match result {
+            Ok(()) => {
+                if self.store_retry.take().is_some() {
+                    self.store_trouble.reset();
+                }
+            }
+            Err(error) => {
+                self.session = None;
+                if self.store_trouble.tries() == 1 {
+                    tracing::warn!(%error, "The relay cannot use the store; it tries again");
+                }
+                self.store_retry = Some(Instant::now() + self.store_trouble.next());
+            }
+        }
+    }
+}

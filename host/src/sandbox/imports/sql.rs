@@ -1,0 +1,170 @@
+//! SQL: judged by the rules, counted, and run in the message's transaction.
+
+use std::sync::Arc;
+
+use crate::effects::sql::Deferred;
+use crate::effects::sql::rules::{Kind, Statement};
+use crate::failure::{Failure, code};
+use crate::store::{self, Constraint, ConstraintKind, Value as Stored};
+
+use super::super::bindings::hapax::plugin::sql::{
+    Column, Error, ErrorKind, Host, OtherValue, Rows, Value,
+};
+use super::super::guest::{Guest, Stop};
+
+impl Host for Guest {
+    async fn query(
+        &mut self,
+        statement: String,
+        parameters: Vec<Value>,
+    ) -> wasmtime::Result<Result<Rows, Error>> {
+        let (statement, parameters) = self.admit(&statement, parameters)?;
+        let (max_rows, max_bytes) = self.quota.next_result();
+        let answer = self
+            .in_transaction(async |transaction, _| {
+                transaction
+                    .query(&statement.text, &parameters, max_rows, max_bytes)
+                    .await
+            })
+            .await?;
+        match answer {
+            Ok(rows) => {
+                let bytes = rows.rows.iter().flatten().map(Stored::size_bytes).sum();
+                self.quota
+                    .rows(&self.environment.limits, rows.rows.len(), bytes)?;
+                Ok(Ok(rows_to_guest(rows)))
+            }
+            Err(constraint) => Ok(Err(error_to_guest(constraint))),
+        }
+    }
+
+    async fn execute(
+        &mut self,
+        statement: String,
+        parameters: Vec<Value>,
+    ) -> wasmtime::Result<Result<u64, Error>> {
+        let (statement, parameters) = self.admit(&statement, parameters)?;
+        let answer = self
+            .in_transaction(async |transaction, _| {
+                transaction.execute(&statement.text, &parameters).await
+            })
+            .await?;
+        Ok(answer.map_err(error_to_guest))
+    }
+
+    fn defer(&mut self, statement: String, parameters: Vec<Value>) -> wasmtime::Result<()> {
+        let (statement, parameters) = self.admit(&statement, parameters)?;
+        if statement.kind == Kind::Select {
+            return Err(
+                refused("a SELECT cannot be deferred: nobody would see its rows".into()).into(),
+            );
+        }
+        self.effects.deferred.push(Deferred {
+            statement,
+            parameters,
+        });
+        Ok(())
+    }
+}
+
+impl Guest {
+    /// Lets a statement pass that the rules and the limits allow.
+    fn admit(
+        &mut self,
+        statement: &str,
+        parameters: Vec<Value>,
+    ) -> Result<(Arc<Statement>, Vec<Stored>), Stop> {
+        let parameters: Vec<_> = parameters.into_iter().map(value_from_guest).collect();
+        let bytes = parameters.iter().map(Stored::size_bytes).sum();
+        self.quota.statement(&self.environment.limits, bytes)?;
+        let statement = self.environment.rules.check(statement).map_err(|refusal| {
+            let text = refusal.to_string();
+            refused(if refusal.help.is_empty() {
+                text
+            } else {
+                format!("{text}; {}", refusal.help)
+            })
+        })?;
+        if parameters.len() != usize::from(statement.parameters) {
+            return Err(Stop::Failed(Failure::never(
+                code::SQL_ERROR,
+                format!(
+                    "the statement has {} parameters, and {} values were given",
+                    statement.parameters,
+                    parameters.len()
+                ),
+            )));
+        }
+        Ok((statement, parameters))
+    }
+}
+
+fn refused(text: String) -> Stop {
+    Stop::Failed(Failure::never(code::SQL_REFUSED, text))
+}
+
+fn value_from_guest(value: Value) -> Stored {
+    match value {
+        Value::Null => Stored::Null,
+        Value::Bool(value) => Stored::Bool(value),
+        Value::S64(value) => Stored::S64(value),
+        Value::F64(value) => Stored::F64(value),
+        Value::Text(text) => Stored::Text(text),
+        Value::Bytes(bytes) => Stored::Bytes(bytes),
+        Value::Decimal(text) => Stored::Decimal(text),
+        Value::Timestamp(micros) => Stored::Timestamp(micros),
+        Value::Uuid(text) => Stored::Uuid(text),
+        Value::Json(text) => Stored::Json(text),
+        Value::Other(OtherValue { type_, text }) => Stored::Other { kind: type_, text },
+    }
+}
+
+fn value_to_guest(value: Stored) -> Value {
+    match value {
+        Stored::Null => Value::Null,
+        Stored::Bool(value) => Value::Bool(value),
+        Stored::S64(value) => Value::S64(value),
+        Stored::F64(value) => Value::F64(value),
+        Stored::Text(text) => Value::Text(text),
+        Stored::Bytes(bytes) => Value::Bytes(bytes),
+        Stored::Decimal(text) => Value::Decimal(text),
+        Stored::Timestamp(micros) => Value::Timestamp(micros),
+        Stored::Uuid(text) => Value::Uuid(text),
+        Stored::Json(text) => Value::Json(text),
+        Stored::Other { kind, text } => Value::Other(OtherValue { type_: kind, text }),
+    }
+}
+
+fn rows_to_guest(rows: store::Rows) -> Rows {
+    Rows {
+        columns: rows
+            .columns
+            .into_iter()
+            .map(|column| Column {
+                name: column.name,
+                type_: column.kind,
+            })
+            .collect(),
+        rows: rows
+            .rows
+            .into_iter()
+            .map(|row| row.into_iter().map(value_to_guest).collect())
+            .collect(),
+    }
+}
+
+fn error_to_guest(constraint: Constraint) -> Error {
+    Error {
+        kind: match constraint.kind {
+            ConstraintKind::Unique => ErrorKind::Unique,
+            ConstraintKind::ForeignKey => ErrorKind::ForeignKey,
+            ConstraintKind::NotNull => ErrorKind::NotNull,
+            ConstraintKind::Check => ErrorKind::Check,
+            ConstraintKind::Exclusion => ErrorKind::Exclusion,
+            ConstraintKind::Other => ErrorKind::Other,
+        },
+        code: constraint.code,
+        constraint: constraint.constraint,
+        message: constraint.message,
+    }
+}

@@ -1,0 +1,172 @@
+//! A queue of the embedded broker as a source. One host reads it, so the position is in memory.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::ack::AckQueue;
+use crate::backoff::Backoff;
+use crate::lane::{Origin, Work};
+use crate::store::{Session, StoreError};
+
+use super::Feed;
+
+/// Messages in one look.
+const LOOK_MESSAGES: u32 = 256;
+
+/// Pause after a look that found nothing.
+const IDLE_PAUSE: Duration = Duration::from_millis(10);
+
+/// One consumer's reading of an embedded queue.
+pub struct EmbeddedSource {
+    pub feed: Feed,
+}
+
+/// What has been read and is not acknowledged.
+struct Position {
+    last: i64,
+    open: HashSet<u64>,
+}
+
+impl EmbeddedSource {
+    /// Consumes until it is told to stop and to finish.
+    pub async fn run(self) {
+        if !self.feed.ledger_answers().await {
+            return;
+        }
+        let (acks, mut settled) = AckQueue::new();
+        let acks = Arc::new(acks);
+        let mut position = Position {
+            last: 0,
+            open: HashSet::new(),
+        };
+        let mut session = None;
+        let mut trouble = Backoff::for_servers();
+        self.feed.consumer.metrics.up.set(1);
+        tracing::info!(
+            consumer = %self.feed.consumer.name, queue = %self.feed.consumer.queue, "Subscribed"
+        );
+        let mut unsent = Vec::new();
+        loop {
+            let turn = self
+                .turn(&mut session, &acks, &mut position, &mut unsent)
+                .await;
+            let pause = match turn {
+                Ok(pause) => {
+                    trouble.reset();
+                    pause
+                }
+                Err(error) => {
+                    session = None;
+                    tracing::warn!(consumer = %self.feed.consumer.name, %error, "Queue not read");
+                    trouble.next()
+                }
+            };
+            let finished = tokio::select! {
+                tags = settled.recv() => {
+                    unsent.extend(tags.unwrap_or_default());
+                    false
+                }
+                () = tokio::time::sleep(pause) => false,
+                () = self.feed.finish.cancelled() => true,
+            };
+            drain(&mut settled, &mut unsent);
+            if finished {
+                let last = self
+                    .acknowledge(&mut session, &mut position, &mut unsent)
+                    .await;
+                if let Err(error) = last {
+                    tracing::warn!(%error, "The last acknowledgements were not stored");
+                }
+                return;
+            }
+        }
+    }
+
+    /// Stores the acknowledgements and reads on, while there is room in the prefetch.
+    async fn turn(
+        &self,
+        session: &mut Option<Box<dyn Session>>,
+        acks: &Arc<AckQueue>,
+        position: &mut Position,
+        unsent: &mut Vec<u64>,
+    ) -> Result<Duration, StoreError> {
+        self.acknowledge(session, position, unsent).await?;
+        let room = usize::from(self.feed.prefetch).saturating_sub(position.open.len());
+        if room == 0 || self.feed.stop.is_cancelled() {
+            return Ok(IDLE_PAUSE);
+        }
+        let limit = LOOK_MESSAGES.min(u32::try_from(room).unwrap_or(u32::MAX));
+        let queue = &self.feed.consumer.queue;
+        let open = self.connect(session).await?;
+        let queues = open.queues().ok_or_else(no_queues)?;
+        let messages = queues.deliver(queue, position.last, limit).await?;
+        let found = messages.len();
+        for queued in messages {
+            let tag = u64::try_from(queued.sequence).unwrap_or_default();
+            position.last = queued.sequence;
+            position.open.insert(tag);
+            let origin = Origin::Queue {
+                acks: Arc::clone(acks),
+                tag,
+            };
+            let redelivered = queued.deliveries > 1;
+            let work = Work::delivered(&self.feed.consumer, queued.message, redelivered, origin);
+            self.feed.dispatch(work).await;
+        }
+        Ok(if found == 0 {
+            IDLE_PAUSE
+        } else {
+            Duration::ZERO
+        })
+    }
+
+    async fn acknowledge(
+        &self,
+        session: &mut Option<Box<dyn Session>>,
+        position: &mut Position,
+        unsent: &mut Vec<u64>,
+    ) -> Result<(), StoreError> {
+        if unsent.is_empty() {
+            return Ok(());
+        }
+        let sequences = unsent
+            .iter()
+            .filter_map(|tag| i64::try_from(*tag).ok())
+            .collect::<Vec<_>>();
+        let open = self.connect(session).await?;
+        open.queues()
+            .ok_or_else(no_queues)?
+            .ack(&self.feed.consumer.queue, &sequences)
+            .await?;
+        for tag in unsent.drain(..) {
+            position.open.remove(&tag);
+        }
+        Ok(())
+    }
+
+    async fn connect<'s>(
+        &self,
+        session: &'s mut Option<Box<dyn Session>>,
+    ) -> Result<&'s mut Box<dyn Session>, StoreError> {
+        let open = match session.take() {
+            Some(open) => open,
+            None => self.feed.consumer.store.session("hapax source").await?,
+        };
+        Ok(session.insert(open))
+    }
+}
+
+fn drain(settled: &mut mpsc::UnboundedReceiver<Vec<u64>>, unsent: &mut Vec<u64>) {
+    while let Ok(tags) = settled.try_recv() {
+        unsent.extend(tags);
+    }
+}
+
+fn no_queues() -> StoreError {
+    StoreError::Unusable(
+        "the embedded broker lives in the SQLite store, and this store has none".into(),
+    )
+}

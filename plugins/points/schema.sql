@@ -1,0 +1,6 @@
+-- Runs on Postgres, SQLite and MySQL as it is.
+CREATE TABLE IF NOT EXISTS t_points (
+    order_id VARCHAR(64) NOT NULL PRIMARY KEY,
+    user_id  VARCHAR(64) NOT NULL,
+    points   BIGINT      NOT NULL
+);

@@ -1,0 +1,110 @@
+//! The host cannot know whether its COMMIT took effect. The broker is well all the while.
+
+use anyhow::ensure;
+
+use crate::Checked;
+use crate::support::host::{Config, Host};
+use crate::support::place::Place;
+use crate::support::proxy::{Commits, Proxy};
+use crate::support::scene::{self, Scene};
+use crate::support::servers::{self, Postgres};
+use crate::support::store::{Fates, Store};
+use crate::support::wait;
+
+const MESSAGES: usize = 2_000;
+
+pub async fn the_line_is_cut_before_the_server_sees_it(place: &Place) -> Checked {
+    cut(place, Commits::CutBefore { times: 5 }).await
+}
+
+pub async fn the_line_is_cut_after_the_server_has_committed(place: &Place) -> Checked {
+    cut(place, Commits::CutAfter { times: 5 }).await
+}
+
+async fn cut(place: &Place, rule: Commits) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let proxy = Proxy::to(servers::postgres().await?.address()).await?;
+    let through = scene.store.url_through(proxy.address());
+    let config = Config::new("host", &through, &scene.broker.url).consumer(scene.probe()?);
+    let mut host = Host::start(place, &config).await?;
+    proxy.commits(rule);
+    let orders = publish(&scene).await?;
+    proxy
+        .until("five commits to be cut", |tally| {
+            tally.cut_before + tally.cut_after == 5
+        })
+        .await?;
+    host.until_metric("hapax_committed_total", 1).await?;
+    ensure!(host.is_running()?, "the host gave up");
+    scene.finish(host).await?;
+    assert_each_once(&scene, &orders).await
+}
+
+/// The server commits, and then waits for a standby that does not exist. Cancelled, it answers
+/// the COMMIT with a warning.
+pub async fn the_server_answers_it_with_a_warning(place: &Place) -> Checked {
+    interrupted(place, "pg_cancel_backend").await
+}
+
+pub async fn the_server_ends_the_session_in_the_middle_of_it(place: &Place) -> Checked {
+    interrupted(place, "pg_terminate_backend").await
+}
+
+async fn interrupted(place: &Place, interrupt: &str) -> Checked {
+    let server = Postgres::start(&format!("postgres-{interrupt}")).await?;
+    let scene = Scene::with(Store::postgres_on(&server).await?).await?;
+    let config = scene.config("host", scene.probe()?);
+    let host = Host::start(place, &config).await?;
+
+    let store = &scene.store;
+    store
+        .execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        .await?;
+    store.execute("SELECT pg_reload_conf()").await?;
+    let orders = publish(&scene).await?;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    wait::until(
+        "a commit to wait for the standby",
+        wait::PATIENCE,
+        async || Ok((store.number(waiting).await? > 0).then_some(())),
+    )
+    .await?;
+    store
+        .execute("ALTER SYSTEM RESET synchronous_standby_names")
+        .await?;
+    let those =
+        format!("SELECT {interrupt}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+    store.execute(&those).await?;
+    store.execute("SELECT pg_reload_conf()").await?;
+
+    scene.finish(host).await?;
+    assert_each_once(&scene, &orders).await
+}
+
+async fn publish(scene: &Scene) -> anyhow::Result<Vec<String>> {
+    let orders: Vec<String> = (0..MESSAGES).map(|number| format!("{number:04}")).collect();
+    let messages: Vec<_> = orders.iter().map(|order| scene::ordinary(order)).collect();
+    scene.publish(&messages).await?;
+    Ok(orders)
+}
+
+async fn assert_each_once(scene: &Scene, orders: &[String]) -> Checked {
+    let rows: Vec<String> = orders.iter().map(|order| format!("{order}/0")).collect();
+    ensure!(
+        scene.effects().await? == rows,
+        "the rows are not those of the orders"
+    );
+    ensure!(
+        scene.sent().await? == orders,
+        "the messages sent are not those of the orders"
+    );
+    assert_eq!(scene.store.waiting().await?, [""; 0]);
+    assert_eq!(scene.store.count("hapax_outbox").await?, 0);
+    let committed = i64::try_from(orders.len())?;
+    scene
+        .assert_fates(Fates {
+            committed,
+            ..Fates::default()
+        })
+        .await
+}

@@ -1,0 +1,98 @@
+//! The host is asked to stop in the middle of its work.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+
+use crate::Checked;
+use crate::support::host::{Config, Consumer, Host};
+use crate::support::orders::{self, Orders};
+use crate::support::place::Place;
+use crate::support::scene::{self, IN, Scene, message};
+use crate::support::servers;
+use crate::support::store::Store;
+
+const ORDERS: usize = 10_000;
+const DUPLICATES: usize = 2_500;
+
+/// A rolling restart: each life ends with exit code 0, and nothing is lost or doubled.
+pub async fn with_sigterm_under_load_every_life_ends_well(place: &Place) -> Checked {
+    let mut random = place.random();
+    let store = Store::postgres().await?;
+    let broker = servers::rabbit().await?.create_vhost().await?;
+    let orders = Orders::generate(&mut random, ORDERS, DUPLICATES);
+    orders::create_tables(&store).await?;
+    broker.declare(&[orders::QUEUE, orders::OUTPUT]).await?;
+    broker.publish(orders::QUEUE, &orders.messages).await?;
+    let config = Config::new("host", &store.url, &broker.url).consumer(Consumer::points()?);
+    for life in 0..3 {
+        let host = Host::start(place, &config).await?;
+        host.until_metric("hapax_committed_total", random.u64(300..1_500))
+            .await?;
+        host.stop().await?;
+        let unsent = store.count("hapax_outbox").await?;
+        ensure!(
+            unsent == 0,
+            "life {life} left {unsent} messages in the outbox"
+        );
+        ensure!(
+            broker.left_over(orders::QUEUE).await? > 0,
+            "life {life} lasted too long"
+        );
+    }
+    let host = Host::start(place, &config).await?;
+    scene::until_settled(&host, &broker, orders::QUEUE, &store).await?;
+    host.stop().await?;
+    orders::assert_exactly_once(&orders, &store, &broker).await
+}
+
+/// A second signal does not wait for a handler that hangs. The message is still there.
+pub async fn a_second_signal_ends_it_at_once_and_loses_nothing(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let hang = serde_json::json!({"query": ["SELECT pg_sleep(25)", []]});
+    let grant = r#"{ write = ["t_effects"], functions = ["pg_sleep"] }"#;
+    let consumer = scene
+        .probe()?
+        .set("grant", grant)
+        .set("limits", r#"{ wall = "60s" }"#);
+    let config = scene
+        .config("host", consumer)
+        .store_line("statement-timeout = \"60s\"");
+    let mut host = Host::start(place, &config).await?;
+    scene
+        .publish(&[message("k", &[scene::insert("k", 0), hang])])
+        .await?;
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    crate::support::wait::until_equal("handlers that hang", 1, async || {
+        scene.store.number(asleep).await
+    })
+    .await?;
+    host.sigterm()?;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    ensure!(
+        host.is_running()?,
+        "the first signal did not wait for the handler"
+    );
+    host.sigterm()?;
+    tokio::time::timeout(Duration::from_secs(5), host.exit_code()).await??;
+    assert_eq!(scene.broker.left_over(IN).await?, 1);
+    assert_eq!(scene.effects().await?, [""; 0]);
+    Ok(())
+}
+
+/// What a host has fetched and not begun goes back to the queue.
+pub async fn what_was_only_fetched_goes_back(place: &Place, scene: Scene) -> Checked {
+    let messages: Vec<_> = (0..2_000)
+        .map(|number| scene::ordinary(&number.to_string()))
+        .collect();
+    let config = scene.config("host", scene.probe()?.set("batch", "8"));
+    let host = Host::start(place, &config).await?;
+    scene.publish(&messages).await?;
+    host.until_metric("hapax_committed_total", 1).await?;
+    host.stop().await?;
+    let committed = scene.store.fates().await?.committed;
+    let left_over = i64::from(scene.broker.left_over(IN).await?);
+    assert_eq!(committed + left_over, 2_000);
+    assert_eq!(i64::try_from(scene.sent().await?.len())?, committed);
+    Ok(())
+}

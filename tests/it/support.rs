@@ -1,0 +1,16 @@
+//! What the tests stand on: private servers, the real binary, a network that can be broken,
+//! and the one assertion that matters, that every order was applied once.
+//!
+//! Nothing in here knows a particular test.
+
+pub mod broker;
+pub mod children;
+pub mod host;
+pub mod orders;
+pub mod place;
+pub mod ports;
+pub mod proxy;
+pub mod scene;
+pub mod servers;
+pub mod store;
+pub mod wait;

@@ -1,0 +1,254 @@
+//! The real binary: a configuration on disk, `hapax run` as a child process that can be killed,
+//! and its other commands.
+
+mod config;
+mod metrics;
+
+pub use config::{Config, Consumer};
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::place::{self, Place};
+use super::{children, wait};
+use metrics::Metrics;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_hapax");
+
+/// Every command but `run` ends by itself, and soon.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running `hapax run`. Dropping it kills it.
+pub struct Host {
+    child: Child,
+    config_file: PathBuf,
+    log: PathBuf,
+    health: SocketAddr,
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Absent when a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Host {
+    /// Starts the host and waits until it says that it is ready.
+    pub async fn start(place: &Place, config: &Config) -> anyhow::Result<Host> {
+        let mut host = Host::launch(place, config)?;
+        host.until_ready().await?;
+        Ok(host)
+    }
+
+    /// Starts the host and does not wait.
+    pub fn launch(place: &Place, config: &Config) -> anyhow::Result<Host> {
+        let config_file = config.write(&place.dir)?;
+        let log = place.dir.join(format!("{}.log", config.label));
+        let file = File::options().create(true).append(true).open(&log)?;
+        let mut command = Command::new(BINARY);
+        command
+            .args(["run", "--config"])
+            .arg(&config_file)
+            .current_dir(&place.dir)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        Ok(Host {
+            child: children::spawn(command)?,
+            config_file,
+            log,
+            health: config.health,
+        })
+    }
+
+    /// Waits until `/readyz` answers 200.
+    pub async fn until_ready(&mut self) -> anyhow::Result<()> {
+        let (child, address) = (&mut self.child, self.health);
+        wait::until("the host to be ready", wait::PATIENCE, async || {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Some(Err(status)));
+            }
+            Ok((get(address, "/readyz").await?.0 == 200).then_some(Ok(())))
+        })
+        .await?
+        .map_err(|status: ExitStatus| {
+            let tail = place::tail(&self.log);
+            anyhow::anyhow!("the host ended before it was ready: {status}{tail}")
+        })
+    }
+
+    /// The status code and the text of a page of the health address.
+    pub async fn page(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        get(self.health, path).await
+    }
+
+    /// The sum of a metric over all its labels; 0 when it was not counted yet.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<u64> {
+        self.metric_where(name, &[]).await
+    }
+
+    /// The sum of a metric over the series that carry these labels.
+    pub async fn metric_where(&self, name: &str, labels: &[(&str, &str)]) -> anyhow::Result<u64> {
+        let (status, text) = self.page("/metrics").await?;
+        ensure!(status == 200, "/metrics answered {status}");
+        Ok(Metrics::parse(&text)?.sum(name, labels))
+    }
+
+    /// Waits until a metric has reached a value.
+    pub async fn until_metric(&self, name: &str, at_least: u64) -> anyhow::Result<()> {
+        let what = format!("{name} to reach {at_least}");
+        wait::until(&what, wait::PATIENCE, async || {
+            Ok((self.metric(name).await? >= at_least).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until the outbox has nothing left to send.
+    pub async fn until_outbox_empty(&self) -> anyhow::Result<()> {
+        wait::until_equal("hapax_outbox_depth", 0, async || {
+            self.metric("hapax_outbox_depth").await
+        })
+        .await
+    }
+
+    pub fn is_running(&mut self) -> anyhow::Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// No time to say goodbye.
+    pub fn sigkill(mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        let status = self.child.wait()?;
+        ensure!(
+            status.code().is_none(),
+            "the host had ended before it was killed: {status}"
+        );
+        Ok(())
+    }
+
+    /// Stops the process without ending it: it keeps its connections and says nothing.
+    pub fn sigstop(&self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::STOP)?;
+        Ok(())
+    }
+
+    pub fn sigcont(&self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::CONT)?;
+        Ok(())
+    }
+
+    pub fn sigterm(&self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        Ok(())
+    }
+
+    /// Asks the host to drain and returns its exit code.
+    pub async fn sigterm_and_wait(mut self) -> anyhow::Result<i32> {
+        self.sigterm()?;
+        self.exit_code().await
+    }
+
+    /// Asks the host to drain and insists on exit code 0.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let log = self.log.clone();
+        let code = self.sigterm_and_wait().await?;
+        ensure!(
+            code == 0,
+            "exit code {code} after SIGTERM{}",
+            place::tail(&log)
+        );
+        Ok(())
+    }
+
+    /// Waits until the process has ended by itself.
+    pub async fn exit_code(&mut self) -> anyhow::Result<i32> {
+        let child = &mut self.child;
+        let status = wait::until("the host to end", wait::PATIENCE, async || {
+            Ok(child.try_wait()?)
+        })
+        .await?;
+        status
+            .code()
+            .with_context(|| format!("the host was ended by a signal: {status}"))
+    }
+
+    /// Runs another command of the binary with this host's configuration.
+    pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<Ended> {
+        cli(&self.config_file, arguments).await
+    }
+
+    pub fn log(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(&self.log)?)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // It may have ended already, which is just as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Ended {
+    pub fn json(&self) -> anyhow::Result<Value> {
+        ensure!(self.code == Some(0), "the command failed: {self:?}");
+        serde_json::from_str(&self.stdout).with_context(|| format!("not JSON: {}", self.stdout))
+    }
+}
+
+/// Runs `hapax ARGUMENTS --config FILE` to its end.
+pub async fn cli(config_file: &Path, arguments: &[&str]) -> anyhow::Result<Ended> {
+    let mut command = Command::new(BINARY);
+    command
+        .args(arguments)
+        .arg("--config")
+        .arg(config_file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = children::spawn(command)?;
+    let pid = Pid::from_child(&child);
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let Ok(output) = tokio::time::timeout(COMMAND_PATIENCE, output).await else {
+        kill_process(pid, Signal::KILL)?;
+        bail!("hapax {} did not end", arguments.join(" "));
+    };
+    let output = output??;
+    Ok(Ended {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// Runs `hapax run` with a configuration that cannot work, to its end.
+pub async fn run_to_end(place: &Place, config: &Config) -> anyhow::Result<Ended> {
+    let file = config.write(&place.dir)?;
+    cli(&file, &["run"]).await
+}
+
+async fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+    let url = format!("http://{address}{path}");
+    tokio::task::spawn_blocking(move || {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .timeout_global(Some(Duration::from_secs(10)))
+            .http_status_as_error(false)
+            .build()
+            .into();
+        let mut answer = agent.get(&url).call()?;
+        let text = answer.body_mut().read_to_string()?;
+        Ok((answer.status().as_u16(), text))
+    })
+    .await?
+}

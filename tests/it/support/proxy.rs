@@ -1,0 +1,302 @@
+//! A network that can be broken: a TCP proxy between the host and a server.
+//!
+//! It can cut what is connected, refuse what connects, fall silent without closing anything,
+//! slow down, and interfere with a PostgreSQL COMMIT: hold it back, cut the line before the
+//! server has seen it, or cut the line when the server's answer comes back, so that the client
+//! cannot know whether it committed.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{ports, wait};
+
+/// The end of a client's message `Query` whose last or only statement is COMMIT.
+const COMMIT_QUERY: &[u8] = b"COMMIT\0";
+/// The server's message `CommandComplete` with the tag `COMMIT`.
+const COMMIT_COMPLETE: &[u8] = b"C\0\0\0\x0bCOMMIT\0";
+
+pub struct Proxy {
+    address: SocketAddr,
+    rules: Arc<watch::Sender<Rules>>,
+    tally: Arc<Mutex<Tally>>,
+    listener: JoinHandle<()>,
+}
+
+/// What happens to the bytes now. Every connection follows changes at once.
+#[derive(Clone, Debug, Default)]
+struct Rules {
+    /// Connections of older epochs are cut.
+    epoch: u64,
+    refuse: bool,
+    silent: bool,
+    delay: Duration,
+    commits: Commits,
+}
+
+/// What happens to a COMMIT that passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Commits {
+    #[default]
+    Pass,
+    /// The client's COMMIT stops here until the rule changes.
+    Hold,
+    /// The connection is cut, the server never sees this COMMIT and rolls back.
+    CutBefore { times: usize },
+    /// The server has committed; the connection is cut before its answer gets through.
+    CutAfter { times: usize },
+}
+
+/// What the rules have done so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub held: usize,
+    pub cut_before: usize,
+    pub cut_after: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToServer,
+    ToClient,
+}
+
+impl Proxy {
+    pub async fn to(server: SocketAddr) -> anyhow::Result<Proxy> {
+        let address = SocketAddr::from(([127, 0, 0, 1], ports::free()));
+        let listener = TcpListener::bind(address).await?;
+        let rules = Arc::new(watch::Sender::new(Rules::default()));
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        let accept = accept(listener, server, rules.clone(), tally.clone());
+        Ok(Proxy {
+            address,
+            rules,
+            tally,
+            listener: tokio::spawn(accept),
+        })
+    }
+
+    /// Where the host is to connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Cuts every connection there is. New ones work.
+    pub fn cut(&self) {
+        self.rules.send_modify(|rules| rules.epoch += 1);
+    }
+
+    /// Closes every new connection at once, and cuts those there are.
+    pub fn refuse(&self, refuse: bool) {
+        self.rules.send_modify(|rules| {
+            rules.refuse = refuse;
+            rules.epoch += u64::from(refuse);
+        });
+    }
+
+    /// Forwards nothing and closes nothing, as when a cable is pulled.
+    pub fn silence(&self, silent: bool) {
+        self.rules.send_modify(|rules| rules.silent = silent);
+    }
+
+    /// Waits so long before each piece that it forwards.
+    pub fn delay(&self, delay: Duration) {
+        self.rules.send_modify(|rules| rules.delay = delay);
+    }
+
+    pub fn commits(&self, commits: Commits) {
+        self.rules.send_modify(|rules| rules.commits = commits);
+    }
+
+    pub fn tally(&self) -> Tally {
+        *self.tally.lock().expect("no holder of this lock panics")
+    }
+
+    /// Waits until the rules have done what the test is about.
+    pub async fn until(&self, what: &str, done: impl Fn(Tally) -> bool) -> anyhow::Result<()> {
+        wait::until(what, wait::PATIENCE, async || {
+            Ok(done(self.tally()).then_some(()))
+        })
+        .await
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.listener.abort();
+        self.cut();
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    server: SocketAddr,
+    rules: Arc<watch::Sender<Rules>>,
+    tally: Arc<Mutex<Tally>>,
+) {
+    while let Ok((client, _)) = listener.accept().await {
+        let follow = rules.subscribe();
+        let epoch = {
+            let rules = follow.borrow();
+            if rules.refuse {
+                continue;
+            }
+            rules.epoch
+        };
+        let line = Line {
+            epoch,
+            rules: rules.clone(),
+            tally: tally.clone(),
+        };
+        tokio::spawn(connect(client, server, follow, line));
+    }
+}
+
+/// One connection.
+#[derive(Clone)]
+struct Line {
+    epoch: u64,
+    rules: Arc<watch::Sender<Rules>>,
+    tally: Arc<Mutex<Tally>>,
+}
+
+/// Carries one connection until an end closes it or the rules cut it.
+async fn connect(
+    client: TcpStream,
+    server: SocketAddr,
+    mut follow: watch::Receiver<Rules>,
+    line: Line,
+) {
+    // A server that is away looks to the client like a connection that is closed at once.
+    let Ok(server) = TcpStream::connect(server).await else {
+        return;
+    };
+    // Small writes must not wait for each other: the proxy stands in for a plain wire.
+    if client.set_nodelay(true).is_err() || server.set_nodelay(true).is_err() {
+        return;
+    }
+    let (client_reads, client_writes) = client.into_split();
+    let (server_reads, server_writes) = server.into_split();
+    let up = line.carry(
+        Direction::ToServer,
+        client_reads,
+        server_writes,
+        follow.clone(),
+    );
+    let down = line.carry(
+        Direction::ToClient,
+        server_reads,
+        client_writes,
+        follow.clone(),
+    );
+    let epoch = line.epoch;
+    // Whichever ends first drops the rest, and both sockets with it.
+    tokio::select! {
+        () = up => {}
+        () = down => {}
+        _ = follow.wait_for(|rules| rules.epoch != epoch) => {}
+    }
+}
+
+impl Line {
+    async fn carry(
+        &self,
+        direction: Direction,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        mut rules: watch::Receiver<Rules>,
+    ) {
+        let mut buffer = vec![0; 64 * 1024];
+        let mut window = Window::default();
+        loop {
+            let Ok(count @ 1..) = from.read(&mut buffer).await else {
+                return;
+            };
+            let piece = &buffer[..count];
+            if window.sees_commit(direction, piece) && !self.commit(direction, &mut rules).await {
+                return;
+            }
+            let delay = rules.borrow().delay;
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            if rules.wait_for(|rules| !rules.silent).await.is_err() {
+                return;
+            }
+            if to.write_all(piece).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Applies the rule for commits. False: the line is to be cut.
+    async fn commit(&self, direction: Direction, rules: &mut watch::Receiver<Rules>) -> bool {
+        let commits = rules.borrow().commits;
+        match (direction, commits) {
+            (Direction::ToServer, Commits::Hold) => {
+                self.note(|tally| tally.held += 1);
+                let released = rules.wait_for(|rules| rules.commits != Commits::Hold);
+                released.await.is_ok()
+            }
+            (Direction::ToServer, Commits::CutBefore { .. })
+            | (Direction::ToClient, Commits::CutAfter { .. }) => !self.cut_one(),
+            _ => true,
+        }
+    }
+
+    /// Takes one of the cuts that are still to be made, if another line was not faster.
+    fn cut_one(&self) -> bool {
+        let mut cut = false;
+        self.rules.send_if_modified(|rules| {
+            let left = match &mut rules.commits {
+                Commits::CutBefore { times } | Commits::CutAfter { times } => times,
+                Commits::Pass | Commits::Hold => return false,
+            };
+            if *left == 0 {
+                return false;
+            }
+            *left -= 1;
+            cut = true;
+            match rules.commits {
+                Commits::CutBefore { .. } => self.note(|tally| tally.cut_before += 1),
+                _ => self.note(|tally| tally.cut_after += 1),
+            }
+            true
+        });
+        cut
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Tally)) {
+        change(&mut self.tally.lock().expect("no holder of this lock panics"));
+    }
+}
+
+/// The last bytes that passed, because a message may arrive in two pieces.
+#[derive(Default)]
+struct Window {
+    tail: Vec<u8>,
+}
+
+impl Window {
+    fn sees_commit(&mut self, direction: Direction, piece: &[u8]) -> bool {
+        let pattern = match direction {
+            Direction::ToServer => COMMIT_QUERY,
+            Direction::ToClient => COMMIT_COMPLETE,
+        };
+        self.tail.extend_from_slice(piece);
+        let found = self
+            .tail
+            .windows(pattern.len())
+            .any(|bytes| bytes == pattern);
+        // After a hit everything is forgotten, so that it does not count twice.
+        let keep = if found { 0 } else { pattern.len() - 1 };
+        self.tail.drain(..self.tail.len().saturating_sub(keep));
+        found
+    }
+}
