@@ -220,7 +220,8 @@ fn table(report: &Report) -> String {
         }
         column.set_padding((2, 0));
     }
-    table.trim_fmt() + "\n"
+    // The line under the header begins where the text does.
+    table.trim_fmt().replace("\n──", "\n  ") + "\n"
 }
 
 fn explanation(report: &Report) -> String {
