@@ -86,10 +86,7 @@ impl Arguments {
 
 impl Command {
     pub fn needs_config(&self) -> bool {
-        !matches!(
-            self,
-            Self::Build(_) | Self::Demo(_) | Self::DemoConsumer(_)
-        )
+        !matches!(self, Self::Build(_) | Self::Demo(_) | Self::DemoConsumer(_))
     }
 
     pub fn is_daemon(&self) -> bool {

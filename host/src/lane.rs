@@ -518,6 +518,9 @@ impl Lane {
 
     fn report(&self, item: &Item, verdict: &Verdict) {
         let metrics = &self.consumer.metrics;
+        if matches!(item.hold, Hold::Row(_)) && *verdict != Verdict::Gone {
+            metrics.retried.inc();
+        }
         match verdict {
             Verdict::Committed => {
                 metrics.committed.inc();

@@ -47,6 +47,7 @@ pub struct Metrics {
     duplicates: Family<FateLabel, Counter>,
     committed: Family<ConsumerLabel, Counter>,
     ignored: Family<ConsumerLabel, Counter>,
+    retried: Family<ConsumerLabel, Counter>,
     failed: Family<CodeLabel, Counter>,
     parked: Family<CodeLabel, Counter>,
     setbacks: Family<CodeLabel, Counter>,
@@ -82,6 +83,7 @@ pub struct ConsumerMetrics {
     pub forgotten: Counter,
     pub committed: Counter,
     pub ignored: Counter,
+    pub retried: Counter,
     pub swept: Counter,
     /// 1 while the consumer takes messages, 0 while it waits for a server or has stopped.
     pub up: Gauge,
@@ -120,6 +122,11 @@ impl Metrics {
             returned: register!(
                 "relay_returned",
                 "Outbox messages that the broker could not route",
+                Family::default()
+            ),
+            retried: register!(
+                "retried",
+                "Attempts that ran from the table of waiting messages, whatever became of them",
                 Family::default()
             ),
             failed: register!(
@@ -250,6 +257,7 @@ impl Metrics {
             forgotten: self.forgotten.get_or_create_owned(&label),
             committed: self.committed.get_or_create_owned(&label),
             ignored: self.ignored.get_or_create_owned(&label),
+            retried: self.retried.get_or_create_owned(&label),
             swept: self.swept.get_or_create_owned(&label),
             up: self.up.get_or_create_owned(&label),
             batch_messages: self.batch_messages.get_or_create_owned(&label),

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{self, Backoff};
 use crate::metrics::{self, TargetLabel};
-use crate::store::{HostId, OutboxRecord, Session, Store, StoreError};
+use crate::store::{HostId, OutboxRecord, Session, Store, StoreError, TAKEN_LANE};
 
 pub use amqp::AmqpPublisher;
 pub use embedded::EmbeddedPublisher;
@@ -438,6 +438,10 @@ impl Relay {
             }
             Err(error) => {
                 self.session = None;
+                if matches!(error, StoreError::InDoubt(_)) {
+                    // Rows may have become this host's without its knowing which.
+                    self.recover.push(TAKEN_LANE);
+                }
                 if self.store_trouble.tries() == 1 {
                     tracing::warn!(%error, "The relay cannot use the store; it tries again");
                 }
