@@ -124,11 +124,6 @@ impl Metrics {
                 "Outbox messages that the broker could not route",
                 Family::default()
             ),
-            retried: register!(
-                "retried",
-                "Attempts that ran from the table of waiting messages, whatever became of them",
-                Family::default()
-            ),
             failed: register!(
                 "relay_failed",
                 "Outbox messages whose publish failed and will be tried again",
@@ -192,6 +187,11 @@ impl Metrics {
                 Family::default()
             ),
             failed: register!("failed", "Failed attempts, by code", Family::default()),
+            retried: register!(
+                "retried",
+                "Attempts that ran from the table of waiting messages, whatever became of them",
+                Family::default()
+            ),
             parked: register!("parked", "Messages parked, by code", Family::default()),
             setbacks: register!(
                 "setbacks",
