@@ -346,8 +346,11 @@ impl Lane {
     /// Commits a batch, whatever it takes.
     async fn settle(&mut self, works: Vec<Work>) -> Result<(), Ended> {
         if works.len() <= 1 {
+            // A lane that has narrowed to single messages has to find its way back, too.
             for work in works {
+                let started = Instant::now();
                 self.settle_alone(work).await?;
+                self.widen(started.elapsed(), 1);
             }
             return Ok(());
         }
