@@ -10,7 +10,12 @@ use tokio::time::timeout;
 use super::broker;
 use super::place::{Contestant, Place};
 use super::process::Process;
+use super::progress::Progress;
 use super::screen::Bar;
+
+/// The kill comes after half of the deliveries, and when so many messages are underway: a crash between
+/// two messages would show nothing.
+const UNDERWAY: u64 = 8;
 
 /// A process that has done everything it was given, and gets nothing for this long, has emptied its queue.
 /// Whether it has is seen when it has stopped.
@@ -42,9 +47,12 @@ pub async fn live(
     bar.start();
     let mut process = Process::start(place, contestant, plugin)?;
     let killed_after = loop {
-        let handled = process.next().await?.handled;
+        let Progress {
+            handled, underway, ..
+        } = process.next().await?;
         bar.at(handled);
-        if handled >= deliveries / 2 {
+        let in_the_middle = handled >= deliveries / 2 && underway >= UNDERWAY;
+        if in_the_middle || handled >= deliveries / 4 * 3 {
             break handled;
         }
     };

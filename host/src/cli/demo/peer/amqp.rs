@@ -12,7 +12,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 use tokio::sync::Mutex;
 
-use super::{Delivery, PREFETCH, Queue};
+use super::{Confirm, Delivery, PREFETCH, Queue};
 use crate::cli::demo::broker;
 use crate::cli::demo::place::{EVENTS, ORDERS};
 
@@ -69,7 +69,7 @@ impl Queue for Client {
         })
     }
 
-    async fn publish(&self, message_id: String, body: Vec<u8>) -> anyhow::Result<()> {
+    async fn publish(&self, message_id: String, body: Vec<u8>) -> anyhow::Result<Confirm> {
         let properties = BasicProperties::default()
             .with_delivery_mode(2)
             .with_message_id(message_id.into());
@@ -86,11 +86,13 @@ impl Queue for Client {
                 &body,
                 properties,
             )
-            .await?
             .await?;
-        let taken = confirm.is_ack() && confirm.take_message().is_none();
-        ensure!(taken, "the broker did not take an event");
-        Ok(())
+        Ok(Box::pin(async {
+            let confirm = confirm.await?;
+            let taken = confirm.is_ack() && confirm.take_message().is_none();
+            ensure!(taken, "the broker did not take an event");
+            Ok(())
+        }))
     }
 
     async fn ack(&self, tag: u64) -> anyhow::Result<()> {

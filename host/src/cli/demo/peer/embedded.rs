@@ -4,12 +4,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::{Delivery, PREFETCH, Queue};
+use super::{Confirm, Delivery, PREFETCH, Queue};
 use crate::cli::demo::broker;
 use crate::cli::demo::place::{EVENTS, ORDERS};
 use crate::message::Message;
@@ -78,7 +78,7 @@ impl Queue for Client {
         self.deliveries.lock().await.recv().await.ok_or_else(gone)
     }
 
-    async fn publish(&self, message_id: String, body: Vec<u8>) -> anyhow::Result<()> {
+    async fn publish(&self, message_id: String, body: Vec<u8>) -> anyhow::Result<Confirm> {
         let properties = lapin::BasicProperties::default().with_message_id(message_id.into());
         let (answer, confirm) = oneshot::channel();
         let message = Message {
@@ -89,9 +89,9 @@ impl Queue for Client {
         };
         self.send(Request::Publish(message, answer))?;
         let taken = confirm.await.map_err(|_| gone())?;
-        taken
-            .then_some(())
-            .context("the queue of the events is not there")
+        ensure!(taken, "the queue of the events is not there");
+        // What is written is safe.
+        Ok(Box::pin(async { Ok(()) }))
     }
 
     async fn ack(&self, tag: u64) -> anyhow::Result<()> {
