@@ -27,7 +27,7 @@ pub enum ConnectError {
     #[error("the broker at {0} does not answer within {1:?}")]
     Timeout(Secret, Duration),
     #[error("the broker at {0} cannot be used: {1}")]
-    Broker(Secret, lapin::Error),
+    Broker(Secret, Box<lapin::Error>),
 }
 
 impl Address {
@@ -49,7 +49,7 @@ impl Address {
         .await
         {
             Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(ConnectError::Broker(self.url.clone(), error)),
+            Ok(Err(error)) => Err(ConnectError::Broker(self.url.clone(), Box::new(error))),
             Err(_) => Err(ConnectError::Timeout(
                 self.url.clone(),
                 self.connect_timeout,

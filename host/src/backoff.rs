@@ -41,7 +41,7 @@ impl Backoff {
     }
 
     /// The next pause: at least half of its bound, so that a loop never spins.
-    pub fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         self.tries = self.tries.saturating_add(1);
         let bound = bound(self.first, self.max, self.tries);
         bound / 2 + (bound / 2).mul_f64(fastrand::f64())
@@ -81,6 +81,6 @@ mod tests {
     #[test]
     fn a_waiting_loop_always_pauses() {
         let mut backoff = Backoff::for_servers();
-        assert!((0..50).all(|_| backoff.next() >= Duration::from_millis(25)));
+        assert!((0..50).all(|_| backoff.pause() >= Duration::from_millis(25)));
     }
 }

@@ -612,7 +612,7 @@ impl Lane {
         }
         tokio::select! {
             () = self.stop.cancelled() => Err(Stopped),
-            () = tokio::time::sleep(trouble.next()) => Ok(()),
+            () = tokio::time::sleep(trouble.pause()) => Ok(()),
         }
     }
 }

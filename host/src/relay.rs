@@ -358,7 +358,7 @@ impl Relay {
                 if self.broker_trouble.tries() == 1 {
                     tracing::warn!(error = %lost, "The broker does not take messages; the outbox waits");
                 }
-                tokio::time::sleep(self.broker_trouble.next()).await;
+                tokio::time::sleep(self.broker_trouble.pause()).await;
             }
         }
     }
@@ -445,7 +445,7 @@ impl Relay {
                 if self.store_trouble.tries() == 1 {
                     tracing::warn!(%error, "The relay cannot use the store; it tries again");
                 }
-                self.store_retry = Some(Instant::now() + self.store_trouble.next());
+                self.store_retry = Some(Instant::now() + self.store_trouble.pause());
             }
         }
     }

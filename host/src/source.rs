@@ -77,7 +77,7 @@ impl Feed {
     async fn pause(&self, trouble: &mut Backoff) -> bool {
         tokio::select! {
             () = self.stop.cancelled() => false,
-            () = tokio::time::sleep(trouble.next()) => true,
+            () = tokio::time::sleep(trouble.pause()) => true,
         }
     }
 }

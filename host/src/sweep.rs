@@ -33,7 +33,7 @@ pub async fn run(consumer: Arc<Consumer>, stop: CancellationToken) {
         // Hosts that start together do not sweep together.
         let wait = match trouble.tries() {
             0 => pause.mul_f64(0.5 + fastrand::f64() / 2.0),
-            _ => trouble.next(),
+            _ => trouble.pause(),
         };
         tokio::select! {
             () = stop.cancelled() => return,
@@ -51,7 +51,7 @@ pub async fn run(consumer: Arc<Consumer>, stop: CancellationToken) {
             }
             Err(error) => {
                 tracing::debug!(consumer = %consumer.name, %error, "Sweep interrupted");
-                trouble.next();
+                trouble.pause();
             }
         }
     }

@@ -178,7 +178,7 @@ pub async fn run(consumer: Arc<Consumer>, lanes: Lanes, stop: CancellationToken)
                 if trouble.tries() == 0 {
                     tracing::warn!(consumer = %consumer.name, %error, "Waiting messages cannot be read");
                 }
-                trouble.next()
+                trouble.pause()
             }
         };
         tokio::select! {

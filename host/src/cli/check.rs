@@ -201,7 +201,7 @@ async fn look_for_queue(connection: &Connection, queue: &str) -> Result<(), Queu
         .await
         .map_err(|error| QueueError::Refused {
             queue: queue.to_owned(),
-            error,
+            error: Box::new(error),
         })?;
     prepare(&channel, queue, None).await
 }

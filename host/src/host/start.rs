@@ -298,7 +298,7 @@ async fn check_queues(
         let channel = connection.create_channel().await.map_err(|error| {
             failed(QueueError::Refused {
                 queue: settings.queue.clone(),
-                error,
+                error: Box::new(error),
             })
         })?;
         prepare(&channel, &settings.queue, settings.declare.as_ref())

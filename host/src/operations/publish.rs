@@ -108,7 +108,7 @@ pub struct AmqpPublish {
 impl AmqpPublish {
     pub async fn connect(address: &Address) -> Result<Self, ConnectError> {
         let connection = address.connect("hapax publish").await?;
-        let broken = |error| ConnectError::Broker(address.url.clone(), error);
+        let broken = |error| ConnectError::Broker(address.url.clone(), Box::new(error));
         let channel = connection.create_channel().await.map_err(broken)?;
         channel
             .confirm_select(ConfirmSelectOptions::default())

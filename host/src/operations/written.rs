@@ -223,7 +223,9 @@ pub fn write_message(message: &Message) -> Value {
     match str::from_utf8(&message.body) {
         Ok(text) => match serde_json::from_str::<Value>(text) {
             // Spaces and the order of members are part of the bytes.
-            Ok(json) if json.to_string() == text => written["body"] = json,
+            Ok(json) if serde_json::to_string(&json).is_ok_and(|again| again == text) => {
+                written["body"] = json;
+            }
             _ => written["body_text"] = json!(text),
         },
         Err(_) => written["body_base64"] = json!(STANDARD.encode(&message.body)),

@@ -104,7 +104,7 @@ impl AmqpPublisher {
             Sending::Refused(text) => Confirm::Refused(text),
             Sending::Failed => Confirm::Lost,
             Sending::Sent(confirm) => match confirm.await {
-                Ok(confirmation) => Confirm::Answer(confirmation),
+                Ok(confirmation) => Confirm::Answer(Box::new(confirmation)),
                 Err(_) => Confirm::Lost,
             },
         }))
@@ -263,7 +263,7 @@ async fn send(channel: &Channel, record: &OutboxRecord, frame_max: usize) -> Sen
 }
 
 enum Confirm {
-    Answer(Confirmation),
+    Answer(Box<Confirmation>),
     Refused(String),
     Lost,
 }
@@ -274,10 +274,10 @@ fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate
     let mut returned = HashSet::new();
     let mut text = String::new();
     for confirm in &confirms {
-        if let Confirm::Answer(
-            Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message)),
-        ) = confirm
-        {
+        let Confirm::Answer(answer) = confirm else {
+            continue;
+        };
+        if let Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message)) = &**answer {
             returned.insert(message.delivery.properties.message_id().clone());
             text = message.reply_text.to_string();
         }
@@ -288,12 +288,12 @@ fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate
             Confirm::Refused(reason) => Fate::Known(Sent::Refused(reason)),
             Confirm::Lost => Fate::Unknown,
             // lapin nacks what was pending when a channel closes.
-            Confirm::Answer(Confirmation::Nack(_)) if !alive => Fate::Unknown,
+            Confirm::Answer(answer) if !alive && answer.is_nack() => Fate::Unknown,
             Confirm::Answer(answer) => {
                 if returned.contains(record.row.message.properties.message_id()) {
                     return Fate::Known(Sent::Returned(text.clone()));
                 }
-                match answer {
+                match *answer {
                     Confirmation::Nack(_) => Fate::Known(Sent::Refused(
                         "the broker refused the message (nack)".into(),
                     )),

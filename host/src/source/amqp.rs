@@ -39,7 +39,10 @@ pub enum QueueError {
     )]
     Missing(String),
     #[error("the queue {queue} cannot be used: {error}")]
-    Refused { queue: String, error: lapin::Error },
+    Refused {
+        queue: String,
+        error: Box<lapin::Error>,
+    },
     #[error("the name {0} is over 255 bytes")]
     Name(String),
     #[error("the broker has ended the subscription to {0}")]
@@ -108,7 +111,7 @@ fn refusal(queue: &str, error: lapin::Error) -> QueueError {
         }
         _ => QueueError::Refused {
             queue: queue.to_owned(),
-            error,
+            error: Box::new(error),
         },
     }
 }

@@ -61,7 +61,7 @@ impl EmbeddedSource {
                 Err(error) => {
                     session = None;
                     tracing::warn!(consumer = %self.feed.consumer.name, %error, "Queue not read");
-                    trouble.next()
+                    trouble.pause()
                 }
             };
             let finished = tokio::select! {

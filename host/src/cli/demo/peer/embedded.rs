@@ -23,7 +23,7 @@ const IDLE_PAUSE: Duration = Duration::from_millis(5);
 const WRITE: usize = 8;
 
 enum Request {
-    Publish(Message, oneshot::Sender<bool>),
+    Publish(Box<Message>, oneshot::Sender<bool>),
     Ack(i64),
     /// Everything before it has been sent when it is answered.
     Close(oneshot::Sender<()>),
@@ -87,7 +87,7 @@ impl Queue for Client {
             properties,
             body: Bytes::from(body),
         };
-        self.send(Request::Publish(message, answer))?;
+        self.send(Request::Publish(Box::new(message), answer))?;
         let taken = confirm.await.map_err(|_| gone())?;
         ensure!(taken, "the queue of the events is not there");
         // What is written is safe.
@@ -163,7 +163,7 @@ impl Connection {
         for request in batch {
             match request {
                 Request::Publish(message, answer) => {
-                    events.push((EVENTS.to_owned(), message));
+                    events.push((EVENTS.to_owned(), *message));
                     confirms.push(answer);
                 }
                 Request::Ack(sequence) => acks.push(sequence),

@@ -221,7 +221,7 @@ proptest! {
         let gaps: Vec<usize> = text.match_indices(' ').map(|(gap, _)| gap).collect();
         let gap = *place.get(&gaps);
         // Inside a literal it would be text.
-        prop_assume!(text[..gap].matches('\'').count() % 2 == 0);
+        prop_assume!(text[..gap].matches('\'').count().is_multiple_of(2));
         let broken = format!("{} {word} {}", &text[..gap], &text[gap..]);
         let verdict = rules(dialect).check(&broken);
         prop_assert!(verdict.is_err(), "{dialect:?}: {broken}\n{verdict:?}");
