@@ -6,6 +6,7 @@
 mod access;
 mod build;
 mod check;
+mod demo;
 mod migrate;
 mod parked;
 mod publish;
@@ -57,6 +58,10 @@ pub struct Arguments {
 pub enum Command {
     /// Consume, until a signal asks to stop
     Run,
+    /// Show what duplicates and a crash do to Hapax and to three other consumers
+    Demo(demo::Demo),
+    #[command(hide = true)]
+    DemoConsumer(demo::DemoConsumer),
     /// Check the configuration and the plugins it names
     Check(check::CheckArgs),
     /// Bring the tables of the store up to date
@@ -81,7 +86,7 @@ impl Arguments {
 
 impl Command {
     pub fn needs_config(&self) -> bool {
-        !matches!(self, Self::Build(_))
+        !matches!(self, Self::Build(_) | Self::Demo(_) | Self::DemoConsumer(_))
     }
 
     pub fn is_daemon(&self) -> bool {
@@ -216,6 +221,8 @@ impl Command {
                 build::run(arguments).await?;
                 Ok(ExitCode::SUCCESS)
             }
+            Self::Demo(demo) => demo::run(demo).await,
+            Self::DemoConsumer(consumer) => demo::run_consumer(consumer).await,
             _ => Err(Error::usage("this command needs a configuration")),
         }
     }
@@ -230,7 +237,9 @@ pub async fn run(command: Command, config: Arc<Config>) -> Result<ExitCode, Erro
         Command::Publish(arguments) => publish::run(&arguments, config).await?,
         Command::Parked(command) => parked::run(command, config).await?,
         Command::Status(arguments) => status::run(&arguments, config).await?,
-        alone @ Command::Build(_) => return alone.run_alone().await,
+        alone @ (Command::Build(_) | Command::Demo(_) | Command::DemoConsumer(_)) => {
+            return alone.run_alone().await;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -456,7 +456,15 @@ impl Pass<'_> {
         };
         match transaction.discard().await {
             Ok(true) => (Some(transaction), Ok(Plan::Fail { failure, attempts })),
-            Ok(false) => (Some(transaction), Err(Setback::Isolate)),
+            Ok(false) => {
+                item.preset = Some(failure);
+                (Some(transaction), Err(Setback::Isolate))
+            }
+            // What failed has ended the whole transaction (SQLite does so after an interrupt).
+            Err(StoreError::TransactionLost(_)) => {
+                item.preset = Some(failure);
+                (Some(transaction), Err(Setback::Again))
+            }
             Err(error) => (Some(transaction), Err(host_error(error))),
         }
     }

@@ -21,6 +21,7 @@ use crate::relay::{Relay, RelayHandle};
 use crate::source::Feed;
 use crate::source::amqp::AmqpSource;
 use crate::source::embedded::EmbeddedSource;
+use crate::store::Store;
 use crate::{sweep, waiting};
 
 pub use start::{StartError, broker_address, open_store, rules};
@@ -40,6 +41,7 @@ pub enum Exit {
 /// A running host.
 pub struct Host {
     config: Arc<config::Config>,
+    store: Arc<dyn Store>,
     /// No new messages, no new batches.
     stop: CancellationToken,
     /// The lanes have ended: last acknowledgements.
@@ -86,6 +88,7 @@ impl Host {
             relay: tokio::spawn(async {}),
             servers,
             config: Arc::clone(&config),
+            store: Arc::clone(&parts.store),
         };
         host.relay = tokio::spawn(relay.run(host.drain_relay.clone(), host.give_up.clone()));
         for (consumer, settings) in parts.consumers {
@@ -205,6 +208,8 @@ impl Host {
             self.workers.abort_all();
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.servers.stop()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
         if drained {
             Exit::Drained
         } else {

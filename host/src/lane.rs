@@ -206,10 +206,13 @@ impl Lane {
             self.settle_alone(work).await?;
         }
         let mut together = Vec::with_capacity(batch.len());
+        let delivered = batch.len();
         let batch = batch
             .into_iter()
             .filter(|work| !work.is_forgotten())
-            .collect();
+            .collect::<Vec<_>>();
+        let forgotten = (delivered - batch.len()) as u64;
+        self.consumer.metrics.forgotten.inc_by(forgotten);
         for work in self.recognise(batch).await? {
             if work.alone {
                 self.settle(std::mem::take(&mut together)).await?;
@@ -343,8 +346,11 @@ impl Lane {
     /// Commits a batch, whatever it takes.
     async fn settle(&mut self, works: Vec<Work>) -> Result<(), Ended> {
         if works.len() <= 1 {
+            // A lane that has narrowed to single messages has to find its way back, too.
             for work in works {
+                let started = Instant::now();
                 self.settle_alone(work).await?;
+                self.widen(started.elapsed(), 1);
             }
             return Ok(());
         }
@@ -515,6 +521,9 @@ impl Lane {
 
     fn report(&self, item: &Item, verdict: &Verdict) {
         let metrics = &self.consumer.metrics;
+        if matches!(item.hold, Hold::Row(_)) && *verdict != Verdict::Gone {
+            metrics.retried.inc();
+        }
         match verdict {
             Verdict::Committed => {
                 metrics.committed.inc();

@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::store::OutboxDepth;
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ConsumerLabel {
     pub consumer: String,
@@ -41,9 +43,11 @@ pub struct Metrics {
     registry: Arc<Registry>,
     deliveries: Family<ConsumerLabel, Counter>,
     redeliveries: Family<ConsumerLabel, Counter>,
+    forgotten: Family<ConsumerLabel, Counter>,
     duplicates: Family<FateLabel, Counter>,
     committed: Family<ConsumerLabel, Counter>,
     ignored: Family<ConsumerLabel, Counter>,
+    retried: Family<ConsumerLabel, Counter>,
     failed: Family<CodeLabel, Counter>,
     parked: Family<CodeLabel, Counter>,
     setbacks: Family<CodeLabel, Counter>,
@@ -76,8 +80,10 @@ pub struct ConsumerMetrics {
     all: Metrics,
     pub deliveries: Counter,
     pub redeliveries: Counter,
+    pub forgotten: Counter,
     pub committed: Counter,
     pub ignored: Counter,
+    pub retried: Counter,
     pub swept: Counter,
     /// 1 while the consumer takes messages, 0 while it waits for a server or has stopped.
     pub up: Gauge,
@@ -160,6 +166,11 @@ impl Metrics {
                 "Deliveries that the broker marked as redelivered",
                 Family::default()
             ),
+            forgotten: register!(
+                "forgotten",
+                "Deliveries not begun because their channel was gone; the broker delivers them again",
+                Family::default()
+            ),
             duplicates: register!(
                 "duplicates",
                 "Deliveries recognised as duplicates, by the fate of their key",
@@ -176,6 +187,11 @@ impl Metrics {
                 Family::default()
             ),
             failed: register!("failed", "Failed attempts, by code", Family::default()),
+            retried: register!(
+                "retried",
+                "Attempts that ran from the table of waiting messages, whatever became of them",
+                Family::default()
+            ),
             parked: register!("parked", "Messages parked, by code", Family::default()),
             setbacks: register!(
                 "setbacks",
@@ -238,8 +254,10 @@ impl Metrics {
             name: name.to_owned(),
             deliveries: self.deliveries.get_or_create_owned(&label),
             redeliveries: self.redeliveries.get_or_create_owned(&label),
+            forgotten: self.forgotten.get_or_create_owned(&label),
             committed: self.committed.get_or_create_owned(&label),
             ignored: self.ignored.get_or_create_owned(&label),
+            retried: self.retried.get_or_create_owned(&label),
             swept: self.swept.get_or_create_owned(&label),
             up: self.up.get_or_create_owned(&label),
             batch_messages: self.batch_messages.get_or_create_owned(&label),
@@ -248,6 +266,15 @@ impl Metrics {
             end_to_end_seconds: self.end_to_end_seconds.get_or_create_owned(&label),
             all: self.clone(),
         }
+    }
+}
+
+impl Relay {
+    /// Takes in how full the outbox is.
+    pub fn observe_depth(&self, depth: OutboxDepth) {
+        self.depth
+            .set(i64::try_from(depth.rows).unwrap_or(i64::MAX));
+        self.oldest_seconds.set(depth.oldest_seconds);
     }
 }
 

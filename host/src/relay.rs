@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{self, Backoff};
 use crate::metrics::{self, TargetLabel};
-use crate::store::{HostId, OutboxRecord, Session, Store, StoreError};
+use crate::store::{HostId, OutboxRecord, Session, Store, StoreError, TAKEN_LANE};
 
 pub use amqp::AmqpPublisher;
 pub use embedded::EmbeddedPublisher;
@@ -270,7 +270,7 @@ impl Relay {
         }
     }
 
-    /// The table's part: rows to recover, rows of dead hosts, rows that are due, the depth.
+    /// The table's part: rows to recover, rows of dead hosts, rows that are due.
     async fn look_after_table(&mut self, draining: bool) {
         if self.store_retry.is_some_and(|at| at > Instant::now()) {
             return;
@@ -296,11 +296,6 @@ impl Relay {
             let limit = u32::try_from(BLOCK_ROWS).unwrap_or(u32::MAX);
             let records = session.outbox_take(host, limit).await?;
             let full = records.len() == BLOCK_ROWS;
-            let depth = session.outbox_depth().await?;
-            self.metrics
-                .depth
-                .set(i64::try_from(depth.rows).unwrap_or(i64::MAX));
-            self.metrics.oldest_seconds.set(depth.oldest_seconds);
             self.memory.add(&records);
             self.adopt(records);
             self.next_poll = Instant::now() + if full { Duration::ZERO } else { POLL_PAUSE };
@@ -330,10 +325,11 @@ impl Relay {
         let sent = std::mem::take(&mut self.sent);
         let remove = async {
             match self.session.as_mut() {
-                Some(session) if !sent.is_empty() => session.outbox_delete(&sent).await,
-                Some(_) => Ok(()),
-                None if sent.is_empty() => Ok(()),
-                None => Err(StoreError::Unavailable("the relay has no session".into())),
+                Some(session) if !sent.is_empty() => {
+                    session.outbox_delete(&sent).await.map(|()| true)
+                }
+                // Without a session they stay listed; the next look at the table opens one.
+                session => Ok(session.is_some()),
             }
         };
         let publish = async {
@@ -344,12 +340,14 @@ impl Relay {
             }
         };
         let (removed, published) = tokio::join!(remove, publish);
-        if removed.is_err() {
-            self.sent = sent;
-        } else {
-            self.queue.removed(&sent);
+        match removed {
+            Ok(true) => self.queue.removed(&sent),
+            Ok(false) => self.sent = sent,
+            Err(error) => {
+                self.sent = sent;
+                self.note_store(Err(error));
+            }
         }
-        self.note_store(removed);
         match published {
             Ok(results) => {
                 self.broker_trouble.reset();
@@ -383,6 +381,7 @@ impl Relay {
                     continue;
                 }
                 Sent::Returned(_) if record.row.may_drop => {
+                    self.metrics.returned.get_or_create(&label).inc();
                     self.metrics.dropped.get_or_create(&label).inc();
                     self.sent.push(record.sequence);
                     continue;
@@ -411,18 +410,23 @@ impl Relay {
             routing_key = %record.row.message.routing_key, attempts, error = %trouble,
             retry_seconds = delay.as_secs_f64(), "Outbox message not sent; it stays in the outbox"
         );
-        let result = match self.session.as_mut() {
-            Some(session) => session.outbox_defer(record.sequence, delay, &trouble).await,
-            None => Err(StoreError::Unavailable("the relay has no session".into())),
+        let deferred = match self.session.as_mut() {
+            Some(session) => session
+                .outbox_defer(record.sequence, delay, &trouble)
+                .await
+                .map(|()| true),
+            None => Ok(false),
         };
-        if result.is_ok() {
+        if let Ok(true) = deferred {
             self.queue.removed(&[record.sequence]);
-        } else {
-            // It is still this host's: it goes round again.
-            self.memory.add(std::slice::from_ref(&record));
-            self.queue.put_back(vec![record]);
+            return;
         }
-        self.note_store(result);
+        // It is still this host's: it goes round again.
+        self.memory.add(std::slice::from_ref(&record));
+        self.queue.put_back(vec![record]);
+        if let Err(error) = deferred {
+            self.note_store(Err(error));
+        }
     }
 
     fn note_store(&mut self, result: Result<(), StoreError>) {
@@ -434,6 +438,10 @@ impl Relay {
             }
             Err(error) => {
                 self.session = None;
+                if matches!(error, StoreError::InDoubt(_)) {
+                    // Rows may have become this host's without its knowing which.
+                    self.recover.push(TAKEN_LANE);
+                }
                 if self.store_trouble.tries() == 1 {
                     tracing::warn!(%error, "The relay cannot use the store; it tries again");
                 }

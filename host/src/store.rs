@@ -279,6 +279,9 @@ pub trait Store: Send + Sync {
 
     /// Settings of the server that would break the promise, as sentences for the operator.
     async fn warnings(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Leaves the database in an orderly way, when nobody uses a session any more.
+    async fn close(&self) {}
 }
 
 /// One connection, and at most one transaction on it.

@@ -7,6 +7,7 @@ mod ack_before_commit;
 mod bad_messages;
 mod bad_start;
 mod commit_in_doubt;
+mod demo;
 mod drain;
 mod embedded;
 mod exactly_once;
@@ -81,6 +82,14 @@ fn main() -> ExitCode {
         }
         embedded {
             once: sigkills_lose_and_double_nothing;
+        }
+        demo {
+            once:
+                shows_what_it_says_with_nothing_installed,
+                shows_the_same_on_real_servers_and_leaves_nothing_there,
+                an_interrupt_ends_its_consumers_and_removes_its_files,
+                when_it_is_killed_its_consumers_die_with_it,
+                servers_that_are_not_there_are_named;
         }
         server_restarts {
             once:

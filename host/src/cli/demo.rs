@@ -18,14 +18,17 @@ mod screen;
 mod sqlite;
 mod tally;
 
+use std::io;
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub use peer::{DemoConsumer, run as run_consumer};
+pub use peer::DemoConsumer;
 
+use super::{BuildError, Error};
 use crate::output;
 use orders::Orders;
 use place::{Contestant, Place, Surroundings};
@@ -82,36 +85,83 @@ pub struct Consumer {
     pub seconds: f64,
 }
 
-/// How it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Hapax lost nothing and doubled nothing.
-    Exact,
-    /// It did, and the table says so.
-    Wrong,
-    Interrupted,
+/// What only the person who typed the command can put right. Everything else that goes wrong on the way
+/// is an error of the demo itself.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Unavailable(String),
 }
 
-/// Runs the demo. What went wrong on the way is an error; what Hapax did wrong is a verdict.
-pub async fn run(demo: Demo) -> anyhow::Result<Verdict> {
+/// What the shell reports of a command that Ctrl-C has ended.
+const INTERRUPTED: u8 = 130;
+
+/// Runs the demo. The exit code is 1 when Hapax has lost or doubled anything.
+pub async fn run(demo: Demo) -> Result<ExitCode, Error> {
+    play(&demo).await.map_err(explain)
+}
+
+async fn play(demo: &Demo) -> anyhow::Result<ExitCode> {
+    if let Some(url) = &demo.database {
+        // Before anything is built for it.
+        database::options(url, None)?;
+    }
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let interrupted = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        ExitCode::from(INTERRUPTED)
+    };
+    tokio::pin!(interrupted);
     let plugin = tokio::select! {
         plugin = checkout::build_points() => plugin?,
-        _ = interrupt.recv() => return Ok(Verdict::Interrupted),
+        code = &mut interrupted => return Ok(code),
     };
-    let surroundings = Surroundings { amqp: demo.amqp.clone(), database: demo.database.clone() };
-    let place = Place::make(surroundings)?;
-    let verdict = tokio::select! {
-        report = story(&demo, &place, &plugin) => report.and_then(|report| tell(&demo, &report)),
-        _ = interrupt.recv() => Ok(Verdict::Interrupted),
-        _ = terminate.recv() => Ok(Verdict::Interrupted),
+    let place = Place::make(Surroundings {
+        amqp: demo.amqp.clone(),
+        database: demo.database.clone(),
+    })?;
+    let ended = tokio::select! {
+        report = story(demo, &place, &plugin) => report.and_then(|report| tell(demo, &report)),
+        code = &mut interrupted => Ok(code),
     };
     // The consumers are dead by now: dropping the story kills them.
     let removed = remove(&place).await;
-    let verdict = verdict?;
+    let code = ended?;
     removed?;
-    Ok(verdict)
+    Ok(code)
+}
+
+/// The error as the command line tells it, with its exit code.
+fn explain(error: anyhow::Error) -> Error {
+    let error = match error.downcast::<BuildError>() {
+        Ok(error) => return error.into(),
+        Err(error) => error,
+    };
+    let error = match error.downcast::<io::Error>() {
+        Ok(error) if error.kind() == io::ErrorKind::BrokenPipe => return error.into(),
+        Ok(error) => error.into(),
+        Err(error) => error,
+    };
+    let text = format!("{error:#}");
+    match error.downcast::<Trouble>() {
+        Ok(Trouble::Usage(text)) => Error::usage(text),
+        Ok(Trouble::Unavailable(text)) => Error::unavailable(text),
+        Err(_) => Error::failed(text),
+    }
+}
+
+/// One of the consumers, in the process that the demo has started for it.
+pub async fn run_consumer(consumer: DemoConsumer) -> Result<ExitCode, Error> {
+    match peer::run(consumer).await {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(explain(error)),
+    }
 }
 
 async fn story(demo: &Demo, place: &Place, plugin: &Path) -> anyhow::Result<Report> {
@@ -150,16 +200,26 @@ async fn story(demo: &Demo, place: &Place, plugin: &Path) -> anyhow::Result<Repo
             seconds: life.seconds,
         });
     }
-    Ok(Report { messages: deliveries, unique: orders.unique, seed, consumers })
+    screen.end();
+    Ok(Report {
+        messages: deliveries,
+        unique: orders.unique,
+        seed,
+        consumers,
+    })
 }
 
-fn tell(demo: &Demo, report: &Report) -> anyhow::Result<Verdict> {
+fn tell(demo: &Demo, report: &Report) -> anyhow::Result<ExitCode> {
     if demo.json {
         output::print(&(serde_json::to_string_pretty(report)? + "\n"))?;
     } else {
         output::print(&screen::conclusion(report))?;
     }
-    Ok(if report.is_exact() { Verdict::Exact } else { Verdict::Wrong })
+    Ok(if report.is_exact() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Removes what is on servers. The directory goes when the place is dropped.
@@ -172,7 +232,9 @@ async fn remove(place: &Place) -> anyhow::Result<()> {
 impl Report {
     /// Whether Hapax kept its promise.
     pub fn is_exact(&self) -> bool {
-        self.consumers.iter().any(|consumer| consumer.is_hapax() && consumer.tally.is_exact())
+        self.consumers
+            .iter()
+            .any(|consumer| consumer.is_hapax() && consumer.tally.is_exact())
     }
 }
 
@@ -187,7 +249,21 @@ fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim();
     match number.parse::<f64>() {
         Ok(percent) if (0.0..=1_000.0).contains(&percent) => Ok(percent),
-        Ok(_) => Err("more than 0 and at most 1000 percent".to_owned()),
+        Ok(_) => Err("from 0 to 1000 percent".to_owned()),
         Err(_) => Err("not a percentage: write for example 30%".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentage_may_have_its_sign() {
+        assert_eq!(percent("30%"), Ok(30.0));
+        assert_eq!(percent("12.5"), Ok(12.5));
+        for text in ["", "%", "many", "-1%", "1001", "NaN"] {
+            assert!(percent(text).is_err(), "{text}");
+        }
     }
 }

@@ -92,10 +92,10 @@ pub struct SelectArgs {
     #[arg(long)]
     all: bool,
     /// Of one consumer
-    #[arg(long, requires = "all")]
+    #[arg(long, requires = "all", conflicts_with = "ids")]
     consumer: Option<String>,
     /// Of one error code
-    #[arg(long, requires = "all")]
+    #[arg(long, requires = "all", conflicts_with = "ids")]
     code: Option<String>,
     /// Do not ask
     #[arg(long, short)]
@@ -506,6 +506,30 @@ mod tests {
             message: crate::operations::Wire::from(&message),
         };
         let plain = anstream::adapter::strip_str(&render(&shown, &message)).to_string();
-        expect![[""]].assert_eq(&plain);
+        expect![[r#"
+            id            00ff
+            consumer      points
+            key           k\u{202e}
+            status        parked
+            code          rejected
+            error         no\u{1b}[31m
+            attempts      1
+            first failed  2026-01-01T00:00:00Z
+            last failed   2026-01-01T00:00:00Z
+            queue         q
+            exchange      e\u{1b}[2J
+            routing key   r
+
+            properties
+              message_id: m\r\n
+
+            stderr
+              panicked\u{7}
+              at once
+
+            body, 10 bytes
+              \u{1b}]0;title\u{7}
+        "#]]
+        .assert_eq(&plain);
     }
 }

@@ -53,6 +53,14 @@ pub enum StartError {
         path: PathBuf,
         error: LoadError,
     },
+    #[error(
+        "the plugin of the consumer {consumer} begins with {needed} bytes of memory, and limits.memory is {limit}: every message would fail; raise it"
+    )]
+    Memory {
+        consumer: String,
+        needed: u64,
+        limit: u64,
+    },
     #[error("the grants of the consumer {consumer} are wrong: {}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Grants {
         consumer: String,
@@ -239,6 +247,14 @@ async fn load_plugins(config: &Config, lanes: usize) -> Result<Vec<Arc<Plugin>>,
                 path: settings.plugin.clone(),
                 error,
             })?;
+        let needed = plugin.initial_memory_bytes();
+        if needed > settings.limits.memory {
+            return Err(StartError::Memory {
+                consumer: settings.name.clone(),
+                needed,
+                limit: settings.limits.memory,
+            });
+        }
         plugins.push(Arc::new(plugin));
     }
     Ok(plugins)

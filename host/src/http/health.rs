@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::consumer::Consumer;
 use crate::metrics::Metrics;
-use crate::store::{Session, Store, StoreError};
+use crate::store::{OutboxDepth, Session, Store, StoreError};
 
 /// Probes give up after a second or more; the answer should be there before.
 const STORE_PATIENCE: Duration = Duration::from_millis(800);
@@ -105,7 +105,7 @@ pub(super) fn router(metrics: Metrics, readiness: Arc<Readiness>, store: Arc<dyn
 
 async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
     let mut reasons = health.readiness.reasons();
-    match tokio::time::timeout(STORE_PATIENCE, health.ask_store()).await {
+    match tokio::time::timeout(STORE_PATIENCE, health.ping()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             reasons.push(Reason {
@@ -128,20 +128,41 @@ async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
 }
 
 async fn metrics_text(State(health): State<Arc<Health>>) -> impl IntoResponse {
+    // Counted when somebody looks, so that the figure is as old as the answer. A store that does not
+    // answer leaves the last figure.
+    let depth = health.outbox_depth();
+    if let Ok(Ok(depth)) = tokio::time::timeout(STORE_PATIENCE, depth).await {
+        health.metrics.relay().observe_depth(depth);
+    }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], health.metrics.render())
 }
 
 impl Health {
-    async fn ask_store(&self) -> Result<(), StoreError> {
+    async fn ping(&self) -> Result<(), StoreError> {
         let mut slot = self.session.lock().await;
-        // Taken out: a session whose future was dropped is not used again.
-        let mut session = match slot.take() {
-            Some(session) => session,
-            None => self.store.session("hapax health").await?,
-        };
+        let mut session = self.take(&mut slot).await?;
         session.ping().await?;
         *slot = Some(session);
         Ok(())
+    }
+
+    async fn outbox_depth(&self) -> Result<OutboxDepth, StoreError> {
+        let mut slot = self.session.lock().await;
+        let mut session = self.take(&mut slot).await?;
+        let depth = session.outbox_depth().await?;
+        *slot = Some(session);
+        Ok(depth)
+    }
+
+    /// Takes the session out: one whose future was dropped is not used again.
+    async fn take(
+        &self,
+        slot: &mut Option<Box<dyn Session>>,
+    ) -> Result<Box<dyn Session>, StoreError> {
+        match slot.take() {
+            Some(session) => Ok(session),
+            None => self.store.session("hapax health").await,
+        }
     }
 }

@@ -58,13 +58,16 @@ impl Operations {
         }
         let mut answers = vec![Answer::NotSent; messages.len()];
         let mut known = Vec::with_capacity(messages.len());
+        let mut found = HashSet::new();
         for (index, message) in messages.into_iter().enumerate() {
             let problem = if !message.exchange.is_empty() {
                 Some(format!(
                     "the embedded broker has no exchanges, and so no `{}`",
                     message.exchange
                 ))
-            } else if queues.depth(&message.routing_key).await?.is_none() {
+            } else if !found.contains(&message.routing_key)
+                && queues.depth(&message.routing_key).await?.is_none()
+            {
                 Some(format!(
                     "the embedded broker has no queue `{}`",
                     message.routing_key
@@ -77,7 +80,10 @@ impl Operations {
                     answers[index] = Answer::Refused(problem);
                     return Ok(answers);
                 }
-                None => known.push((message.routing_key.clone(), message)),
+                None => {
+                    found.insert(message.routing_key.clone());
+                    known.push((message.routing_key.clone(), message));
+                }
             }
         }
         let taken = queues.publish(&known).await?;

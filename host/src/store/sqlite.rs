@@ -75,4 +75,11 @@ impl Store for SqliteStore {
         let mut slot = self.shared.lock().await?;
         slot.warnings().await
     }
+
+    /// The last connection moves what is in the write-ahead log into the database file.
+    async fn close(&self) {
+        if let Ok(mut slot) = self.shared.lock().await {
+            slot.close().await;
+        }
+    }
 }

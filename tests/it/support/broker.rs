@@ -148,6 +148,14 @@ impl VirtualHost {
         connection.await.context("cannot log in to the broker")
     }
 
+    /// The names of all queues.
+    pub async fn queues(&self) -> anyhow::Result<Vec<String>> {
+        let queues = self.api.get(&format!("/queues/{}", self.name)).await?;
+        let queues = queues.as_array().context("not a list of queues")?;
+        let name = |queue: &Value| Some(queue.get("name")?.as_str()?.to_owned());
+        Ok(queues.iter().filter_map(name).collect())
+    }
+
     /// Declares durable classic queues.
     pub async fn declare(&self, queues: &[&str]) -> anyhow::Result<()> {
         let connection = self.connect().await?;

@@ -215,7 +215,7 @@ impl ConsumerReport {
                 line(
                     text,
                     "  imports",
-                    &format!("{}; {} of WASI", listed(&own), wasi.len()),
+                    &format!("{}; {} more of WASI", listed(&own), wasi.len()),
                 );
             }
             None => line(
@@ -256,8 +256,12 @@ impl ConsumerReport {
             text,
             "  limits",
             &format!(
-                "{} lanes, prefetch {}, batch {}, {} attempts, remembered {}",
-                self.lanes, self.prefetch, self.batch, self.max_attempts, self.retention
+                "{}, prefetch {}, batch {}, {}, remembered {}",
+                output::count(self.lanes as u64, "lane"),
+                self.prefetch,
+                self.batch,
+                output::count(u64::from(self.max_attempts), "attempt"),
+                self.retention
             ),
         );
     }
@@ -327,7 +331,28 @@ mod tests {
                 "wasi:io/streams@0.2.6".into(),
             ],
         }));
-        expect![[""]].assert_eq(&plain(&report.render()));
+        expect![[r#"
+            configuration  /etc/hapax/hapax.toml
+            store          postgres://hapax:***@db.example/shop
+            broker         amqp://guest:***@mq.example:5672/%2f
+            health         127.0.0.1:9471
+            admin          off
+            lanes          4 connections to the store; store.max-connections is 20
+
+            points
+              queue        orders.paid
+              plugin       /etc/hapax/points.wasm (3f2a91c0b2d4, 112 KiB)
+              imports      hapax:plugin/sql@0.1.0; 1 more of WASI
+              key          header:tenant + body:/order_id
+              partition    body:/user_id
+              fingerprint  body
+              tables       writes t_points; reads none
+              target       points-credited → the default exchange, routing key points.credited
+              limits       4 lanes, prefetch 1024, batch 256, 5 attempts, remembered 7d
+
+            no problems
+        "#]]
+        .assert_eq(&plain(&report.render()));
     }
 
     #[test]
@@ -337,7 +362,12 @@ mod tests {
         report.problem(64, "consumer points: no such file");
         report.warnings.push("fsync is off".into());
         assert_eq!(report.exit_code, 64);
-        expect![[""]].assert_eq(&plain(&report.render_problems()));
+        expect![[r#"
+            warning: fsync is off
+            error: the broker is away
+            error: consumer points: no such file
+        "#]]
+        .assert_eq(&plain(&report.render_problems()));
         assert!(!report.render().contains("no problems"));
     }
 }

@@ -58,7 +58,13 @@ fn event(properties: &lapin::BasicProperties, body: &[u8]) -> anyhow::Result<Eve
     struct Credited {
         order_id: String,
     }
-    let message_id = properties.message_id().as_ref().context("an event has no message id")?;
+    let message_id = properties
+        .message_id()
+        .as_ref()
+        .context("an event has no message id")?;
     let credited: Credited = serde_json::from_slice(body).context("an event is not JSON")?;
-    Ok(Event { message_id: message_id.to_string(), order_id: credited.order_id })
+    Ok(Event {
+        message_id: message_id.to_string(),
+        order_id: credited.order_id,
+    })
 }

@@ -18,7 +18,7 @@ pub async fn build_points() -> anyhow::Result<PathBuf> {
              and run `cargo run --release -- demo` in it"
         )
     })?;
-    build::build(&dir).await
+    Ok(build(&dir).await?)
 }
 
 /// The plugin in the first checkout that one of the directories is in.
@@ -39,7 +39,11 @@ mod tests {
         let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli");
         let nowhere = Path::new("/nowhere/at/all");
         let found = find([nowhere, &below]).expect("the tests run in a checkout");
-        assert!(found.ends_with(POINTS) && found.join("src/lib.rs").is_file(), "{}", found.display());
+        assert!(
+            found.ends_with(POINTS) && found.join("src/lib.rs").is_file(),
+            "{}",
+            found.display()
+        );
         assert_eq!(find([nowhere]), None);
     }
 }

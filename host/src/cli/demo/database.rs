@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
+use super::Trouble;
 use super::place::{Contestant, Place};
 use super::sqlite;
 use crate::store::postgres::PostgresStore;
@@ -28,13 +29,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How to connect, with a schema as the place of unqualified names.
 pub fn options(url: &str, schema: Option<&str>) -> anyhow::Result<PgConnectOptions> {
+    const FORM: &str = "--database takes a URL like postgres://USER:PASSWORD@HOST/DATABASE";
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     if !matches!(scheme, "postgres" | "postgresql") {
-        bail!("--database takes a URL like postgres://USER:PASSWORD@HOST/DATABASE");
+        bail!(Trouble::Usage(FORM.to_owned()));
     }
     let options = url
         .parse::<PgConnectOptions>()
-        .context("--database is not a URL of Postgres")?
+        .map_err(|error| Trouble::Usage(format!("{FORM}: {error}")))?
         .application_name("hapax demo")
         .disable_statement_logging();
     Ok(match schema {
@@ -46,10 +48,16 @@ pub fn options(url: &str, schema: Option<&str>) -> anyhow::Result<PgConnectOptio
 async fn connect(url: &str, schema: Option<&str>) -> anyhow::Result<PgConnection> {
     let options = options(url, schema)?;
     let host = options.get_host().to_owned();
-    let connection = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
-    connection
-        .with_context(|| format!("the database on {host} does not answer"))?
-        .with_context(|| format!("cannot use the database on {host}"))
+    let connection = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options));
+    match connection.await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => bail!(Trouble::Unavailable(format!(
+            "the database on {host} cannot be used: {error}"
+        ))),
+        Err(_) => bail!(Trouble::Unavailable(format!(
+            "the database on {host} does not answer"
+        ))),
+    }
 }
 
 /// Makes the table of a consumer.
@@ -63,7 +71,10 @@ pub async fn create(place: &Place, contestant: Contestant) -> anyhow::Result<()>
     let schema = place.name_of(contestant);
     let mut connection = connect(url, Some(&schema)).await?;
     let create = format!("CREATE SCHEMA \"{schema}\"");
-    connection.execute(AssertSqlSafe(create)).await.context("cannot make a schema for the demo")?;
+    connection
+        .execute(AssertSqlSafe(create))
+        .await
+        .context("cannot make a schema for the demo")?;
     connection.execute(TABLE).await?;
     connection.close().await?;
     Ok(())
@@ -78,25 +89,34 @@ pub async fn effects(place: &Place, contestant: Contestant) -> anyhow::Result<Ve
         return Ok(rows);
     };
     let mut connection = connect(url, Some(&place.name_of(contestant))).await?;
-    let rows = sqlx::query_scalar(EFFECTS).fetch_all(&mut connection).await?;
+    let rows = sqlx::query_scalar(EFFECTS)
+        .fetch_all(&mut connection)
+        .await?;
     connection.close().await?;
     Ok(rows)
 }
 
 /// The store of Hapax on the server.
 pub fn hapax_store(place: &Place, url: &str) -> anyhow::Result<Arc<dyn Store>> {
-    let options =
-        SessionOptions { statement_timeout: CONNECT_TIMEOUT, lock_timeout: CONNECT_TIMEOUT };
+    let options = SessionOptions {
+        statement_timeout: CONNECT_TIMEOUT,
+        lock_timeout: CONNECT_TIMEOUT,
+    };
     let schema = place.name_of(Contestant::Hapax);
     Ok(Arc::new(PostgresStore::new(url, &schema, options)?))
 }
 
 /// Removes what the run has made on the server. Files go with their directory.
 pub async fn remove(place: &Place) -> anyhow::Result<()> {
-    let Some(url) = &place.surroundings.database else { return Ok(()) };
+    let Some(url) = &place.surroundings.database else {
+        return Ok(());
+    };
     let mut connection = connect(url, None).await?;
     for contestant in Contestant::ALL {
-        let drop = format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", place.name_of(contestant));
+        let drop = format!(
+            "DROP SCHEMA IF EXISTS \"{}\" CASCADE",
+            place.name_of(contestant)
+        );
         connection.execute(AssertSqlSafe(drop)).await?;
     }
     connection.close().await?;

@@ -50,10 +50,15 @@ fn configuration(place: &Place, plugin: &Path, health: SocketAddr) -> anyhow::Re
         Some(_) => writeln!(text, "\n[broker]\nurl = {{ env = \"{AMQP_VARIABLE}\" }}")?,
         None => writeln!(text, "\n[broker]\nurl = \"embedded:\"")?,
     }
-    writeln!(text, "\n[health]\nlisten = \"{health}\"\n\n[admin]\nlisten = \"off\"")?;
+    writeln!(
+        text,
+        "\n[health]\nlisten = \"{health}\"\n\n[admin]\nlisten = \"off\""
+    )?;
     let orders = place.queue_of(Contestant::Hapax, ORDERS);
     let events = place.queue_of(Contestant::Hapax, EVENTS);
-    let plugin = plugin.to_str().context("the path of the plugin is not UTF-8")?;
+    let plugin = plugin
+        .to_str()
+        .context("the path of the plugin is not UTF-8")?;
     // JSON's strings are strings of TOML, too.
     let plugin = serde_json::to_string(plugin)?;
     writeln!(
@@ -76,7 +81,13 @@ pub async fn watch(health: SocketAddr, sender: watch::Sender<Progress>) {
     while !sender.is_closed() {
         let (agent, url) = (agent.clone(), url.clone());
         let page = tokio::task::spawn_blocking(move || {
-            agent.get(&url).call().ok()?.body_mut().read_to_string().ok()
+            agent
+                .get(&url)
+                .call()
+                .ok()?
+                .body_mut()
+                .read_to_string()
+                .ok()
         });
         if let Ok(Some(page)) = page.await {
             report(&sender, Progress::from_metrics(&page));

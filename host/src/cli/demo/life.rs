@@ -10,7 +10,12 @@ use tokio::time::timeout;
 use super::broker;
 use super::place::{Contestant, Place};
 use super::process::Process;
+use super::progress::Progress;
 use super::screen::Bar;
+
+/// The kill comes after half of the deliveries, and when so many messages are underway: a crash between
+/// two messages would show nothing.
+const UNDERWAY: u64 = 8;
 
 /// A process that has done everything it was given, and gets nothing for this long, has emptied its queue.
 /// Whether it has is seen when it has stopped.
@@ -42,9 +47,12 @@ pub async fn live(
     bar.start();
     let mut process = Process::start(place, contestant, plugin)?;
     let killed_after = loop {
-        let handled = process.next().await?.handled;
+        let Progress {
+            handled, underway, ..
+        } = process.next().await?;
         bar.at(handled);
-        if handled >= deliveries / 2 {
+        let in_the_middle = handled >= deliveries / 2 && underway >= UNDERWAY;
+        if in_the_middle || handled >= deliveries / 4 * 3 {
             break handled;
         }
     };
@@ -60,10 +68,16 @@ pub async fn live(
         if broker::left(place, contestant).await? == 0 {
             let seconds = last.duration_since(started).as_secs_f64();
             bar.finish(seconds);
-            return Ok(Life { killed_after, seconds });
+            return Ok(Life {
+                killed_after,
+                seconds,
+            });
         }
     }
-    bail!("{} does not get to the end of its queue", contestant.title())
+    bail!(
+        "{} does not get to the end of its queue",
+        contestant.title()
+    )
 }
 
 /// Waits until the queue seems to be empty; returns when the last message was done.
@@ -71,9 +85,17 @@ async fn empty(process: &mut Process, done: u64, bar: &Bar) -> anyhow::Result<In
     let mut last = Instant::now();
     loop {
         let progress = process.progress();
-        let quiet = if progress.received == 0 { QUIET_AT_START } else { QUIET };
+        let quiet = if progress.received == 0 {
+            QUIET_AT_START
+        } else {
+            QUIET
+        };
         let news = process.next();
-        let news = if progress.is_idle() { timeout(quiet, news).await } else { Ok(news.await) };
+        let news = if progress.is_idle() {
+            timeout(quiet, news).await
+        } else {
+            Ok(news.await)
+        };
         match news {
             Ok(progress) => {
                 bar.at(done + progress?.handled);

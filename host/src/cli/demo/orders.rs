@@ -34,15 +34,29 @@ impl Orders {
             user_id: format!("u-{}", random.u32(1..=USERS)),
             amount_cents: random.i64(100..50_000),
         }));
-        let drawn = (0..duplicates).map(|_| random.usize(..unique)).collect::<Vec<_>>();
-        deliveries.extend(drawn.into_iter().map(|index| deliveries[index].clone()).collect::<Vec<_>>());
+        let drawn = (0..duplicates)
+            .map(|_| random.usize(..unique))
+            .collect::<Vec<_>>();
+        deliveries.extend(
+            drawn
+                .into_iter()
+                .map(|index| deliveries[index].clone())
+                .collect::<Vec<_>>(),
+        );
         random.shuffle(&mut deliveries);
-        Self { deliveries, unique, seed }
+        Self {
+            deliveries,
+            unique,
+            seed,
+        }
     }
 
     /// The ids of all orders, each once.
     pub fn ids(&self) -> std::collections::HashSet<&str> {
-        self.deliveries.iter().map(|order| order.order_id.as_str()).collect()
+        self.deliveries
+            .iter()
+            .map(|order| order.order_id.as_str())
+            .collect()
     }
 }
 
@@ -95,6 +109,9 @@ mod tests {
         // In a shuffled stream, repeats begin early and never bunch up at the end.
         assert!(repeats[0] < 650, "{}", repeats[0]);
         let late = repeats.iter().filter(|place| **place >= 2_000).count();
-        assert!(late < 400, "{late} of 600 duplicates are in the last quarter");
+        assert!(
+            late < 400,
+            "{late} of 600 duplicates are in the last quarter"
+        );
     }
 }

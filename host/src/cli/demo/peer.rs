@@ -12,6 +12,7 @@ mod flags;
 mod shop;
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -38,7 +39,7 @@ const WORKERS: usize = 32;
 const PREFETCH: u16 = 64;
 
 /// How often the process says how far it is.
-const REPORT_EVERY: Duration = Duration::from_millis(10);
+const REPORT_EVERY: Duration = Duration::from_millis(2);
 
 /// How a consumer protects itself from duplicates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -70,14 +71,17 @@ struct Delivery {
     body: Vec<u8>,
 }
 
+/// Resolves when the broker has said that an event is safe.
+type Confirm = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
 /// A broker, as a consumer sees it.
 #[async_trait]
 trait Queue: Send + Sync {
     /// The next message. Waits for one. Cancel safe.
     async fn next(&self) -> anyhow::Result<Delivery>;
 
-    /// Publishes an event; returns when the broker has it.
-    async fn publish(&self, message_id: String, body: Vec<u8>) -> anyhow::Result<()>;
+    /// Hands an event to the broker. It is safe when the confirm says so.
+    async fn publish(&self, message_id: String, body: Vec<u8>) -> anyhow::Result<Confirm>;
 
     /// Tells the broker that a message is done. Like any acknowledgement, it may still be on its way when
     /// this returns.
@@ -95,6 +99,7 @@ struct Peer {
     flags: Flags,
     received: AtomicU64,
     handled: AtomicU64,
+    underway: AtomicU64,
 }
 
 /// Consumes until SIGTERM.
@@ -112,6 +117,7 @@ pub async fn run(arguments: DemoConsumer) -> anyhow::Result<()> {
         flags: Flags::open(&arguments.dir).await?,
         received: AtomicU64::new(0),
         handled: AtomicU64::new(0),
+        underway: AtomicU64::new(0),
     });
     let stop = CancellationToken::new();
     let mut workers = JoinSet::new();
@@ -172,16 +178,23 @@ impl Peer {
 
     /// The work: a row, and an event that says so. The event gets an id of its own, as events do.
     async fn credit(&self, order: &Order) -> anyhow::Result<()> {
+        self.underway.fetch_add(1, Ordering::Relaxed);
         self.shop.credit(order).await?;
         let event = json!({ "order_id": order.order_id, "points": order.points() });
         let message_id = format!("{:032x}", fastrand::u128(..));
-        self.queue.publish(message_id, event.to_string().into_bytes()).await
+        let confirm = self
+            .queue
+            .publish(message_id, event.to_string().into_bytes())
+            .await?;
+        self.underway.fetch_sub(1, Ordering::Relaxed);
+        confirm.await
     }
 
     fn report(&self) -> anyhow::Result<()> {
         let progress = Progress {
             handled: self.handled.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
+            underway: self.underway.load(Ordering::Relaxed),
             unsent: 0,
         };
         progress.print().context("the demo no longer listens")

@@ -50,7 +50,10 @@ impl Surroundings {
     /// What the parent said to this child process.
     pub fn from_environment() -> Self {
         let variable = |name| std::env::var(name).ok();
-        Self { amqp: variable(AMQP_VARIABLE), database: variable(DATABASE_VARIABLE) }
+        Self {
+            amqp: variable(AMQP_VARIABLE),
+            database: variable(DATABASE_VARIABLE),
+        }
     }
 
     /// What to say to child processes.
@@ -92,12 +95,18 @@ impl Contestant {
 
 impl Place {
     pub fn make(surroundings: Surroundings) -> std::io::Result<Self> {
-        let letters = std::iter::repeat_with(fastrand::lowercase).take(8).collect::<String>();
+        let letters = std::iter::repeat_with(fastrand::lowercase)
+            .take(8)
+            .collect::<String>();
         let name = format!("hapax_demo_{letters}");
         let dir = std::env::temp_dir().join(&name);
         // Not `create_dir_all`: a directory that is there already is not ours.
         std::fs::create_dir(&dir)?;
-        let place = Self { dir, name, surroundings };
+        let place = Self {
+            dir,
+            name,
+            surroundings,
+        };
         for contestant in Contestant::ALL {
             std::fs::create_dir(place.dir_of(contestant))?;
         }

@@ -66,7 +66,12 @@ impl Process {
             (None, Some(lines)) => tokio::spawn(read(lines, sender)),
             (None, None) => bail!("a consumer has no output"),
         };
-        Ok(Self { child, progress, watcher, log })
+        Ok(Self {
+            child,
+            progress,
+            watcher,
+            log,
+        })
     }
 
     /// Waits for the next news of how far the process is.
@@ -99,14 +104,20 @@ impl Process {
 
     /// SIGTERM, and insists on exit code 0.
     pub async fn stop(mut self) -> anyhow::Result<()> {
-        let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        let pid = self
+            .child
+            .id()
+            .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         kill_process(pid.context("a consumer has ended too soon")?, Signal::TERM)?;
         let Ok(status) = tokio::time::timeout(STOP_PATIENCE, self.child.wait()).await else {
             bail!("a consumer does not stop after SIGTERM{}", tail(&self.log));
         };
         let status = status?;
         if !status.success() {
-            bail!("a consumer did not stop cleanly: {status}{}", tail(&self.log));
+            bail!(
+                "a consumer did not stop cleanly: {status}{}",
+                tail(&self.log)
+            );
         }
         Ok(())
     }
@@ -139,7 +150,11 @@ fn tail(log: &Path) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines = text.lines().collect::<Vec<_>>();
     let from = lines.len().saturating_sub(TAIL_LINES);
-    if lines.is_empty() { String::new() } else { format!("; its log ends with\n{}", lines[from..].join("\n")) }
+    if lines.is_empty() {
+        String::new()
+    } else {
+        format!("; its log ends with\n{}", lines[from..].join("\n"))
+    }
 }
 
 /// Linux kills the child when the thread that started it ends. So consumers are started from the task that

@@ -10,6 +10,8 @@ pub struct Progress {
     pub received: u64,
     /// Messages that it is done with.
     pub handled: u64,
+    /// Messages that it is in the middle of: begun, and their event is not with the broker.
+    pub underway: u64,
     /// Events that it has committed and not sent.
     pub unsent: u64,
 }
@@ -25,7 +27,12 @@ impl Progress {
     pub fn parse(line: &str) -> Option<Self> {
         let mut numbers = line.split(' ').map(|number| number.parse().ok());
         let mut next = || numbers.next().flatten();
-        let progress = Self { received: next()?, handled: next()?, unsent: next()? };
+        let progress = Self {
+            received: next()?,
+            handled: next()?,
+            underway: next()?,
+            unsent: next()?,
+        };
         numbers.next().is_none().then_some(progress)
     }
 
@@ -38,11 +45,14 @@ impl Progress {
                 .filter_map(|rest| rest.rsplit(' ').next()?.parse::<u64>().ok())
                 .sum::<u64>()
         };
+        let received = sum("hapax_deliveries_total");
+        let handled = sum("hapax_committed_total")
+            + sum("hapax_duplicates_total")
+            + sum("hapax_parked_total");
         Self {
-            received: sum("hapax_deliveries_total"),
-            handled: sum("hapax_committed_total")
-                + sum("hapax_duplicates_total")
-                + sum("hapax_parked_total"),
+            received,
+            handled,
+            underway: received.saturating_sub(handled),
             unsent: sum("hapax_relay_in_memory"),
         }
     }
@@ -58,10 +68,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_three_numbers() {
-        let progress = Progress { received: 7, handled: 5, unsent: 2 };
-        assert_eq!(Progress::parse("7 5 2"), Some(progress));
-        for line in ["", "7 5", "7 5 2 1", "7 5 x", "7,5,2"] {
+    fn a_line_is_four_numbers() {
+        let progress = Progress {
+            received: 7,
+            handled: 5,
+            underway: 1,
+            unsent: 2,
+        };
+        assert_eq!(Progress::parse("7 5 1 2"), Some(progress));
+        for line in ["", "7 5 1", "7 5 1 2 3", "7 5 1 x", "7,5,1,2"] {
             assert_eq!(Progress::parse(line), None, "{line}");
         }
     }
@@ -76,7 +91,15 @@ mod tests {
                     hapax_relay_in_memory 4\n\
                     # EOF\n";
         let progress = Progress::from_metrics(page);
-        assert_eq!(progress, Progress { received: 12, handled: 10, unsent: 4 });
+        assert_eq!(
+            progress,
+            Progress {
+                received: 12,
+                handled: 10,
+                underway: 2,
+                unsent: 4
+            }
+        );
         assert!(!progress.is_idle());
     }
 }

@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, TableComponent, presets,
+};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Report;
@@ -37,9 +39,22 @@ impl Screen {
     /// With `--json` and no terminal there is nothing to see.
     pub fn new(json: bool) -> Self {
         let terminal = io::stderr().is_terminal();
-        let target =
-            if terminal { ProgressDrawTarget::stderr_with_hz(15) } else { ProgressDrawTarget::hidden() };
-        Self { bars: MultiProgress::with_draw_target(target), plain: !terminal && !json }
+        let target = if terminal {
+            ProgressDrawTarget::stderr_with_hz(15)
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self {
+            bars: MultiProgress::with_draw_target(target),
+            plain: !terminal && !json,
+        }
+    }
+
+    /// Leaves the lines of the consumers behind, so that something else can be written below them.
+    pub fn end(&self) {
+        if !self.bars.is_hidden() {
+            eprintln!();
+        }
     }
 
     /// Shows what is being done until the result is dropped.
@@ -52,10 +67,16 @@ impl Screen {
     }
 
     pub fn bar(&self, contestant: Contestant, deliveries: u64) -> Bar {
-        let bar = self.bars.add(ProgressBar::new(deliveries).with_prefix(contestant.title()));
+        let bar = self
+            .bars
+            .add(ProgressBar::new(deliveries).with_prefix(contestant.title()));
         bar.set_style(style(WAITING));
         bar.tick();
-        Bar { bar, title: contestant.title(), plain: self.plain }
+        Bar {
+            bar,
+            title: contestant.title(),
+            plain: self.plain,
+        }
     }
 }
 
@@ -74,11 +95,13 @@ impl Bar {
 
     /// After a kill some messages are done twice, so there are more to do than there were.
     pub fn at(&self, handled: u64) {
-        self.bar.set_position(handled.min(self.bar.length().unwrap_or(handled)));
+        self.bar
+            .set_position(handled.min(self.bar.length().unwrap_or(handled)));
     }
 
     pub fn killed(&self, after: u64) {
-        self.bar.set_message(format!("SIGKILL at {}", thousands(after)));
+        self.bar
+            .set_message(format!("SIGKILL at {}", thousands(after)));
     }
 
     pub fn finish(&self, seconds: f64) {
@@ -88,7 +111,8 @@ impl Bar {
         if self.plain {
             eprintln!("{}: {killed}, done in {seconds:.1} s", self.title);
         }
-        self.bar.abandon_with_message(format!("{killed}  {seconds:.1} s"));
+        self.bar
+            .abandon_with_message(format!("{killed}  {seconds:.1} s"));
     }
 }
 
@@ -107,13 +131,33 @@ fn style(template: &str) -> ProgressStyle {
 pub fn introduction(orders: &Orders, surroundings: &Surroundings) -> String {
     let deliveries = thousands(orders.deliveries.len() as u64);
     let duplicates = thousands((orders.deliveries.len() - orders.unique) as u64);
-    let broker = if surroundings.amqp.is_some() { "RabbitMQ" } else { "embedded broker" };
-    let store = if surroundings.database.is_some() { "Postgres" } else { "SQLite" };
+    let broker = if surroundings.amqp.is_some() {
+        "RabbitMQ"
+    } else {
+        "embedded broker"
+    };
+    let store = if surroundings.database.is_some() {
+        "Postgres"
+    } else {
+        "SQLite"
+    };
     let steps = [
-        ("publish", format!("{deliveries} paid orders to four queues, {duplicates} of them duplicates")),
-        ("consume", "four consumers, each in a process of its own, same messages".to_owned()),
-        ("kill", "SIGKILL in the middle of the work, then start again".to_owned()),
-        ("count", "rows in the business table, events in the output queue".to_owned()),
+        (
+            "publish",
+            format!("{deliveries} paid orders to four queues, {duplicates} of them duplicates"),
+        ),
+        (
+            "consume",
+            "four consumers, each in a process of its own, same messages".to_owned(),
+        ),
+        (
+            "kill",
+            "SIGKILL in the middle of the work, then start again".to_owned(),
+        ),
+        (
+            "count",
+            "rows in the business table, events in the output queue".to_owned(),
+        ),
     ];
     let mut text = format!(
         "\n  {STRONG}hapax demo{STRONG:#}  {FAINT}{broker}, {store}, seed {}{FAINT:#}\n\n",
@@ -132,15 +176,31 @@ pub fn conclusion(report: &Report) -> String {
 
 fn table(report: &Report) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    let terminal = io::stdout().is_terminal();
-    if terminal {
-        table.load_preset(RULED);
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    if io::stdout().is_terminal() {
+        table.set_style(TableComponent::HeaderLines, '─');
     }
-    let header = ["", "deliveries", "unique", "effects", "events", "doubled", "lost"];
+    let header = [
+        "",
+        "deliveries",
+        "unique",
+        "effects",
+        "events",
+        "doubled",
+        "lost",
+    ];
     table.set_header(header.map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
     for consumer in &report.consumers {
-        let Tally { deliveries, unique, effects, events, doubled, lost } = consumer.tally;
+        let Tally {
+            deliveries,
+            unique,
+            effects,
+            events,
+            doubled,
+            lost,
+        } = consumer.tally;
         let mut row = vec![Cell::new(consumer.name)];
         if consumer.is_hapax() {
             row[0] = Cell::new(consumer.name).add_attribute(Attribute::Bold);
@@ -148,7 +208,9 @@ fn table(report: &Report) -> String {
         row.extend([deliveries, unique, effects, events].map(|count| Cell::new(thousands(count))));
         row.extend([doubled, lost].map(|count| {
             let color = if count == 0 { Color::Green } else { Color::Red };
-            Cell::new(thousands(count)).fg(color).add_attribute(Attribute::Bold)
+            Cell::new(thousands(count))
+                .fg(color)
+                .add_attribute(Attribute::Bold)
         }));
         table.add_row(row);
     }
@@ -156,13 +218,11 @@ fn table(report: &Report) -> String {
         if index > 0 {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        column.set_padding((if index == 0 { 2 } else { 1 }, 1));
+        column.set_padding((2, 0));
     }
-    table.trim_fmt() + "\n"
+    // The line under the header begins where the text does.
+    table.trim_fmt().replace("\n──", "\n  ") + "\n"
 }
-
-/// A line under the header and nothing else.
-const RULED: &str = "     ══            ";
 
 fn explanation(report: &Report) -> String {
     let mut text = format!(
@@ -188,15 +248,35 @@ fn explanation(report: &Report) -> String {
 }
 
 fn next() -> String {
-    let program = std::env::args().next().unwrap_or_else(|| "hapax".to_owned());
+    let program = program();
     let steps = [
-        ("on your own servers", format!("{program} demo --amqp URL --database URL")),
-        ("write a handler", "plugins/points/src/lib.rs is one in 35 lines".to_owned()),
-        ("run it as a daemon", format!("{program} run --config hapax.toml")),
+        (
+            "on your own servers",
+            format!("{program} demo --amqp URL --database URL"),
+        ),
+        (
+            "write a handler",
+            "plugins/points/src/lib.rs is a whole one: start from it".to_owned(),
+        ),
+        (
+            "run it as a daemon",
+            format!("{program} run --config hapax.toml"),
+        ),
     ];
     let mut text = format!("  {STRONG}Next{STRONG:#}\n");
     for (what, how) in steps {
         text.push_str(&format!("  {what:20} {GOOD}{how}{GOOD:#}\n"));
     }
     text + "\n"
+}
+
+/// As this program was called, where that fits on a line.
+fn program() -> String {
+    const LONGEST: usize = 24;
+    let called = std::env::args().next().unwrap_or_default();
+    if (1..=LONGEST).contains(&called.len()) {
+        called
+    } else {
+        "hapax".to_owned()
+    }
 }

@@ -21,5 +21,8 @@ pub async fn open(file: &Path) -> anyhow::Result<SqlitePool> {
         .busy_timeout(Duration::from_secs(10))
         .disable_statement_logging();
     // SQLite has one writer. A second connection would only wait for the first one's lock.
-    Ok(SqlitePoolOptions::new().max_connections(1).connect_with(options).await?)
+    Ok(SqlitePoolOptions::new()
+        .max_connections(1)
+        .connect_with(options)
+        .await?)
 }

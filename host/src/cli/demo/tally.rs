@@ -45,8 +45,10 @@ impl Tally {
         effects: &[String],
         events: &[Event],
     ) -> Self {
-        let mut found: HashMap<&str, Found> =
-            orders.iter().map(|order| (*order, Found::default())).collect();
+        let mut found: HashMap<&str, Found> = orders
+            .iter()
+            .map(|order| (*order, Found::default()))
+            .collect();
         for order in effects {
             found.entry(order).or_default().effects += 1;
         }
@@ -83,11 +85,17 @@ mod tests {
     /// Orders `a`, `b` and `c` were published, five messages in all. Events are `id:order`.
     fn count(effects: &str, events: &str) -> Tally {
         let orders = HashSet::from(["a", "b", "c"]);
-        let effects = effects.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let effects = effects
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
         let events = events
             .split_whitespace()
             .filter_map(|event| event.split_once(':'))
-            .map(|(id, order)| Event { message_id: id.to_owned(), order_id: order.to_owned() })
+            .map(|(id, order)| Event {
+                message_id: id.to_owned(),
+                order_id: order.to_owned(),
+            })
             .collect::<Vec<_>>();
         Tally::count(5, &orders, &effects, &events)
     }

@@ -33,7 +33,8 @@ on_a_server! {
     a_table_that_changes_under_a_statement_is_met_again
     a_session_that_was_ended_by_the_server_is_unavailable
     a_commit_without_an_answer_is_in_doubt
-    a_deferred_constraint_refuses_the_commit_and_nothing_is_in_doubt
+    a_deferred_constraint_is_checked_with_its_statement
+    a_constraint_that_refuses_the_commit_leaves_nothing_in_doubt
     a_deadlock_is_a_conflict
     an_older_row_that_another_host_is_taking_holds_back_the_younger
     tables_that_are_not_there_are_told_apart_from_a_failing_statement
@@ -382,20 +383,26 @@ async fn a_commit_without_an_answer_is_in_doubt(fixture: &Fixture) {
     ));
 }
 
-async fn a_deferred_constraint_refuses_the_commit_and_nothing_is_in_doubt(fixture: &Fixture) {
+async fn a_deferred_constraint_is_checked_with_its_statement(fixture: &Fixture) {
     let mut session = fixture.session().await;
-    session
-        .execute("CREATE TABLE p (id int PRIMARY KEY)", &[])
-        .await
-        .unwrap();
-    session
-        .execute(
-            "CREATE TABLE c (p int REFERENCES p DEFERRABLE INITIALLY DEFERRED)",
-            &[],
-        )
-        .await
-        .unwrap();
+    deferred_reference(&mut *session).await;
     session.begin().await.unwrap();
+    let error = session
+        .execute("INSERT INTO c VALUES (1)", &[])
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Constraint(_)), "{error:?}");
+    session.rollback().await.unwrap();
+}
+
+async fn a_constraint_that_refuses_the_commit_leaves_nothing_in_doubt(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    deferred_reference(&mut *session).await;
+    session.begin().await.unwrap();
+    session
+        .execute("SET CONSTRAINTS ALL DEFERRED", &[])
+        .await
+        .unwrap();
     session
         .execute("INSERT INTO c VALUES (1)", &[])
         .await
@@ -406,6 +413,13 @@ async fn a_deferred_constraint_refuses_the_commit_and_nothing_is_in_doubt(fixtur
     session.begin().await.unwrap();
     assert!(rows(&mut *session, "SELECT * FROM c", &[]).await.is_empty());
     session.commit().await.unwrap();
+}
+
+async fn deferred_reference(session: &mut dyn Session) {
+    let parent = "CREATE TABLE p (id int PRIMARY KEY)";
+    session.execute(parent, &[]).await.unwrap();
+    let child = "CREATE TABLE c (p int REFERENCES p DEFERRABLE INITIALLY DEFERRED)";
+    session.execute(child, &[]).await.unwrap();
 }
 
 async fn a_deadlock_is_a_conflict(fixture: &Fixture) {

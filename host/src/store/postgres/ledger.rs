@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use super::session::{PgQuery, PostgresSession, column};
 use crate::store::stored::{broken, timestamp_seconds};
-use crate::store::{Claim, ClaimRule, ConsumerId, Entry, Fate, Settlement, StoreError, stored};
+use crate::store::{
+    Claim, ClaimRule, ConsumerId, Entry, Fate, Session, Settlement, StoreError, stored,
+};
 
 /// Seconds for `interval '1 second'`.
 pub(super) fn seconds(duration: Duration) -> f64 {
@@ -126,7 +128,8 @@ impl PostgresSession {
             .statement(
                 "UPDATE @hapax_ledger l SET fate = s.fate, attempts = s.attempts \
                  FROM unnest($2::bytea[], $3::smallint[], $4::int[]) AS s (key, fate, attempts) \
-                 WHERE l.consumer = $1 AND l.key = s.key AND l.xmin = pg_current_xact_id()::xid",
+                 WHERE l.consumer = $1 AND l.key = ANY($2::bytea[]) AND l.key = s.key \
+                 AND l.xmin = pg_current_xact_id()::xid",
             )
             .bind(consumer.0)
             .bind(keys)
@@ -234,18 +237,31 @@ impl PostgresSession {
         after: &[u8],
         limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
-        self.outside()?;
-        // One statement is one transaction: rows and horizon change together. Rows that somebody has
-        // locked are skipped, so that the sweep never waits for a lane and no lane for the sweep's wait.
+        self.begin().await?;
+        let swept = self.sweep_page(consumer, after, limit).await;
+        self.finish_own(swept).await
+    }
+
+    async fn sweep_page(
+        &mut self,
+        consumer: ConsumerId,
+        after: &[u8],
+        limit: u32,
+    ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
+        // Until the table is analyzed for the first time, the planner would rather read and sort the
+        // whole consumer than follow the index for one page.
+        self.command("SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off".to_owned())
+            .await?;
+        // Rows that somebody has locked are skipped, so that the sweep never waits for a lane.
         let sweep = self
             .statement(
                 "WITH page AS MATERIALIZED (SELECT key FROM @hapax_ledger \
                  WHERE consumer = $1 AND key > $2 ORDER BY key LIMIT $3), \
-                 expired AS MATERIALIZED (SELECT l.key FROM @hapax_ledger l JOIN page USING (key) \
-                 WHERE l.consumer = $1 AND l.expires_at <= now() AND l.fate NOT IN (2, 3) \
-                 FOR UPDATE OF l SKIP LOCKED), \
-                 gone AS (DELETE FROM @hapax_ledger l USING expired \
-                 WHERE l.consumer = $1 AND l.key = expired.key RETURNING l.expires_at), \
+                 expired AS MATERIALIZED (SELECT key FROM @hapax_ledger \
+                 WHERE consumer = $1 AND key = ANY(ARRAY(SELECT key FROM page)) \
+                 AND expires_at <= now() AND fate NOT IN (2, 3) FOR UPDATE SKIP LOCKED), \
+                 gone AS (DELETE FROM @hapax_ledger \
+                 WHERE consumer = $1 AND key = ANY(ARRAY(SELECT key FROM expired)) RETURNING expires_at), \
                  raised AS (UPDATE @hapax_consumer SET \
                  horizon = greatest(horizon, (SELECT max(expires_at) FROM gone)) \
                  WHERE id = $1 AND EXISTS (SELECT FROM gone)) \

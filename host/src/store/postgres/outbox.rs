@@ -91,16 +91,8 @@ impl PostgresSession {
         limit: u32,
     ) -> Result<Vec<OutboxRecord>, StoreError> {
         self.begin().await?;
-        match self.take_outbox_rows(host, limit).await {
-            Ok(taken) => {
-                self.commit().await?;
-                Ok(taken)
-            }
-            Err(error) => {
-                self.rollback().await?;
-                Err(error)
-            }
-        }
+        let taken = self.take_outbox_rows(host, limit).await;
+        self.finish_own(taken).await
     }
 
     async fn take_outbox_rows(
@@ -108,6 +100,10 @@ impl PostgresSession {
         host: HostId,
         limit: u32,
     ) -> Result<Vec<OutboxRecord>, StoreError> {
+        // The table is small but churns: its pages are many times its rows, and only the indexes know
+        // the few that are due.
+        self.command("SET LOCAL enable_seqscan = off".to_owned())
+            .await?;
         let dead = self.dead_hosts(host).await?;
         let candidates = self
             .statement(

@@ -133,7 +133,7 @@ impl PostgresSession {
     }
 
     /// Sends a command without parameters: one round trip, nothing prepared.
-    async fn command(&mut self, command: String) -> Result<(), StoreError> {
+    pub(super) async fn command(&mut self, command: String) -> Result<(), StoreError> {
         let mut connection = self.lend()?;
         let result = connection.execute(AssertSqlSafe(command)).await;
         self.back(connection, result)
@@ -154,6 +154,20 @@ impl PostgresSession {
             ));
         }
         Ok(())
+    }
+
+    /// Ends the transaction of a call that is one of its own.
+    pub(super) async fn finish_own<T>(
+        &mut self,
+        result: Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match result {
+            Ok(value) => self.commit().await.map(|()| value),
+            Err(error) => {
+                self.rollback().await?;
+                Err(error)
+            }
+        }
     }
 
     fn end(&mut self) {

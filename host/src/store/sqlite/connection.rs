@@ -199,6 +199,15 @@ impl Slot {
         self.deadline.at.store(u64::MAX, Ordering::Relaxed);
     }
 
+    /// Ends the connection; the next session opens another one.
+    pub async fn close(&mut self) {
+        if let Some(connection) = self.connection.take()
+            && let Err(error) = sqlx::Connection::close(connection).await
+        {
+            tracing::debug!(%error, "SQLite not closed in an orderly way");
+        }
+    }
+
     pub async fn begin(&mut self) -> Result<(), StoreError> {
         self.unlimited();
         self.ended.store(false, Ordering::SeqCst);

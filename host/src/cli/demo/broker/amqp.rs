@@ -14,7 +14,8 @@ use lapin::{BasicProperties, Channel, Connection, ExchangeKind};
 
 use super::embedded::{open_store, unfinished};
 use super::{Event, event};
-use crate::amqp::Address;
+use crate::amqp::{Address, ConnectError};
+use crate::cli::demo::Trouble;
 use crate::cli::demo::orders::{Order, Orders};
 use crate::cli::demo::place::{Contestant, EVENTS, ORDERS, Place};
 use crate::config::Secret;
@@ -34,7 +35,14 @@ pub async fn connect(url: &str, name: &str) -> anyhow::Result<Connection> {
         heartbeat: Duration::from_secs(20),
         connect_timeout: PATIENCE,
     };
-    Ok(address.connect(name).await?)
+    address.connect(name).await.map_err(|error| {
+        let text = error.to_string();
+        let trouble = match error {
+            ConnectError::Url(..) => Trouble::Usage(text),
+            ConnectError::Timeout(..) | ConnectError::Broker(..) => Trouble::Unavailable(text),
+        };
+        trouble.into()
+    })
 }
 
 async fn close(connection: Connection) -> anyhow::Result<()> {
@@ -46,18 +54,30 @@ async fn close(connection: Connection) -> anyhow::Result<()> {
 pub async fn publish(place: &Place, url: &str, orders: &Orders) -> anyhow::Result<()> {
     let connection = connect(url, "hapax demo").await?;
     let channel = connection.create_channel().await?;
-    let options = ExchangeDeclareOptions { auto_delete: true, ..ExchangeDeclareOptions::default() };
+    let options = ExchangeDeclareOptions {
+        auto_delete: true,
+        ..ExchangeDeclareOptions::default()
+    };
     let exchange = place.name.as_str();
     channel
-        .exchange_declare(exchange.into(), ExchangeKind::Fanout, options, FieldTable::default())
+        .exchange_declare(
+            exchange.into(),
+            ExchangeKind::Fanout,
+            options,
+            FieldTable::default(),
+        )
         .await?;
     for contestant in Contestant::ALL {
         let queue = declare(&channel, &place.queue_of(contestant, ORDERS)).await?;
         declare(&channel, &place.queue_of(contestant, EVENTS)).await?;
         let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-        channel.queue_bind(queue.into(), exchange.into(), "".into(), options, none).await?;
+        channel
+            .queue_bind(queue.into(), exchange.into(), "".into(), options, none)
+            .await?;
     }
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
     for window in orders.deliveries.chunks(WINDOW) {
         publish_window(&channel, exchange, window).await?;
     }
@@ -67,12 +87,17 @@ pub async fn publish(place: &Place, url: &str, orders: &Orders) -> anyhow::Resul
 async fn declare(channel: &Channel, queue: &str) -> anyhow::Result<String> {
     let mut arguments = FieldTable::default();
     arguments.insert("x-expires".into(), EXPIRES_MS.into());
-    channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments).await?;
+    channel
+        .queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments)
+        .await?;
     Ok(queue.to_owned())
 }
 
 async fn publish_window(channel: &Channel, exchange: &str, orders: &[Order]) -> anyhow::Result<()> {
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let options = BasicPublishOptions {
+        mandatory: true,
+        ..BasicPublishOptions::default()
+    };
     let mut confirms = Vec::with_capacity(orders.len());
     for order in orders {
         let properties = BasicProperties::default()
@@ -80,8 +105,9 @@ async fn publish_window(channel: &Channel, exchange: &str, orders: &[Order]) -> 
             .with_content_type("application/json".into())
             .with_message_id(order.order_id.as_str().into());
         let body = order.to_json();
-        let confirm =
-            channel.basic_publish(exchange.into(), "".into(), options, &body, properties).await?;
+        let confirm = channel
+            .basic_publish(exchange.into(), "".into(), options, &body, properties)
+            .await?;
         confirms.push(confirm);
     }
     for confirm in confirms {
@@ -126,21 +152,38 @@ fn store(place: &Place) -> anyhow::Result<std::sync::Arc<dyn crate::store::Store
 }
 
 async fn depth(channel: &Channel, queue: &str) -> anyhow::Result<(u64, u32)> {
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-    let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
-    Ok((u64::from(declared.message_count()), declared.consumer_count()))
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::durable()
+    };
+    let declared = channel
+        .queue_declare(queue.into(), options, FieldTable::default())
+        .await?;
+    Ok((
+        u64::from(declared.message_count()),
+        declared.consumer_count(),
+    ))
 }
 
-pub async fn events(place: &Place, url: &str, contestant: Contestant) -> anyhow::Result<Vec<Event>> {
+pub async fn events(
+    place: &Place,
+    url: &str,
+    contestant: Contestant,
+) -> anyhow::Result<Vec<Event>> {
     let connection = connect(url, "hapax demo").await?;
     let channel = connection.create_channel().await?;
     let queue = place.queue_of(contestant, EVENTS);
     let count = usize::try_from(depth(&channel, &queue).await?.0)?;
     let mut events = Vec::with_capacity(count);
     if count > 0 {
-        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let options = BasicConsumeOptions {
+            no_ack: true,
+            ..BasicConsumeOptions::default()
+        };
         let none = FieldTable::default();
-        let mut consumer = channel.basic_consume(queue.into(), "".into(), options, none).await?;
+        let mut consumer = channel
+            .basic_consume(queue.into(), "".into(), options, none)
+            .await?;
         while events.len() < count {
             let next = tokio::time::timeout(PATIENCE, consumer.next());
             let delivery = next
@@ -160,10 +203,14 @@ pub async fn remove(place: &Place, url: &str) -> anyhow::Result<()> {
     for contestant in Contestant::ALL {
         for queue in [ORDERS, EVENTS] {
             let queue = place.queue_of(contestant, queue);
-            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+            channel
+                .queue_delete(queue.into(), QueueDeleteOptions::default())
+                .await?;
         }
     }
     let exchange = place.name.as_str();
-    channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await?;
+    channel
+        .exchange_delete(exchange.into(), ExchangeDeleteOptions::default())
+        .await?;
     close(connection).await
 }

@@ -20,7 +20,10 @@ const CHUNK: usize = 1_000;
 /// Opens a file with queues. One process at a time may.
 pub fn open_store(file: &Path) -> anyhow::Result<Arc<dyn Store>> {
     let timeout = Duration::from_secs(10);
-    let options = SessionOptions { statement_timeout: timeout, lock_timeout: timeout };
+    let options = SessionOptions {
+        statement_timeout: timeout,
+        lock_timeout: timeout,
+    };
     Ok(Arc::new(SqliteStore::open(file, options)?))
 }
 
@@ -30,8 +33,9 @@ pub async fn publish(place: &Place, orders: &Orders) -> anyhow::Result<()> {
     fill(&file, orders).await?;
     // What is in the log goes to the file, so that the file alone is everything.
     let pool = sqlite::open(&file).await?;
-    let busy: i64 =
-        sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&pool).await?;
+    let busy: i64 = sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)")
+        .fetch_one(&pool)
+        .await?;
     pool.close().await;
     ensure!(busy == 0, "the deliveries are not on disk");
     for contestant in Contestant::ALL {
@@ -62,7 +66,10 @@ async fn fill(file: &Path, orders: &Orders) -> anyhow::Result<()> {
             (ORDERS.to_owned(), message)
         });
         let taken = queues.publish(&messages.collect::<Vec<_>>()).await?;
-        ensure!(taken.iter().all(|taken| *taken), "the embedded broker did not take the orders");
+        ensure!(
+            taken.iter().all(|taken| *taken),
+            "the embedded broker did not take the orders"
+        );
     }
     Ok(())
 }
@@ -70,7 +77,10 @@ async fn fill(file: &Path, orders: &Orders) -> anyhow::Result<()> {
 pub async fn left(place: &Place, contestant: Contestant) -> anyhow::Result<u64> {
     let store = open_store(&place.broker_file(contestant))?;
     let mut session = store.session("hapax demo").await?;
-    let mut left = queues(session.as_mut())?.depth(ORDERS).await?.context("the queue is gone")?;
+    let mut left = queues(session.as_mut())?
+        .depth(ORDERS)
+        .await?
+        .context("the queue is gone")?;
     if contestant == Contestant::Hapax {
         left += unfinished(session.as_mut()).await?;
     }
@@ -80,8 +90,11 @@ pub async fn left(place: &Place, contestant: Contestant) -> anyhow::Result<u64> 
 /// Events in the outbox, and messages that wait for another attempt.
 pub async fn unfinished(session: &mut dyn Session) -> anyhow::Result<u64> {
     let outbox = session.outbox_depth().await?.rows;
-    let filter =
-        WaitingFilter { status: Some(Status::Retry), limit: 1_000, ..WaitingFilter::default() };
+    let filter = WaitingFilter {
+        status: Some(Status::Retry),
+        limit: 1_000,
+        ..WaitingFilter::default()
+    };
     Ok(outbox + session.waiting_list(&filter).await?.len() as u64)
 }
 
@@ -92,7 +105,9 @@ pub async fn events(place: &Place, contestant: Contestant) -> anyhow::Result<Vec
     let (mut events, mut last) = (Vec::new(), 0);
     loop {
         let messages = queues.deliver(EVENTS, last, u32::try_from(CHUNK)?).await?;
-        let Some(end) = messages.last() else { return Ok(events) };
+        let Some(end) = messages.last() else {
+            return Ok(events);
+        };
         last = end.sequence;
         for queued in &messages {
             events.push(event(&queued.message.properties, &queued.message.body)?);
@@ -101,5 +116,7 @@ pub async fn events(place: &Place, contestant: Contestant) -> anyhow::Result<Vec
 }
 
 fn queues(session: &mut dyn Session) -> anyhow::Result<&mut dyn Queues> {
-    session.queues().context("the embedded broker lives in a SQLite store")
+    session
+        .queues()
+        .context("the embedded broker lives in a SQLite store")
 }

@@ -4,12 +4,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::{Delivery, PREFETCH, Queue};
+use super::{Confirm, Delivery, PREFETCH, Queue};
 use crate::cli::demo::broker;
 use crate::cli::demo::place::{EVENTS, ORDERS};
 use crate::message::Message;
@@ -17,6 +17,10 @@ use crate::store::{Queues, Session};
 
 /// Pause after a look that found no message, and nobody had anything to send.
 const IDLE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Requests in one write. With a server between them, workers do not move in step: each gets its confirm
+/// when its own event is safe. One write for all of them would make them wait for each other.
+const WRITE: usize = 8;
 
 enum Request {
     Publish(Message, oneshot::Sender<bool>),
@@ -57,7 +61,10 @@ impl Client {
                 eprintln!("demo consumer: {error:#}");
             }
         });
-        Ok(Self { requests, deliveries: Mutex::new(deliveries) })
+        Ok(Self {
+            requests,
+            deliveries: Mutex::new(deliveries),
+        })
     }
 
     fn send(&self, request: Request) -> anyhow::Result<()> {
@@ -71,7 +78,7 @@ impl Queue for Client {
         self.deliveries.lock().await.recv().await.ok_or_else(gone)
     }
 
-    async fn publish(&self, message_id: String, body: Vec<u8>) -> anyhow::Result<()> {
+    async fn publish(&self, message_id: String, body: Vec<u8>) -> anyhow::Result<Confirm> {
         let properties = lapin::BasicProperties::default().with_message_id(message_id.into());
         let (answer, confirm) = oneshot::channel();
         let message = Message {
@@ -82,7 +89,9 @@ impl Queue for Client {
         };
         self.send(Request::Publish(message, answer))?;
         let taken = confirm.await.map_err(|_| gone())?;
-        taken.then_some(()).context("the queue of the events is not there")
+        ensure!(taken, "the queue of the events is not there");
+        // What is written is safe.
+        Ok(Box::pin(async { Ok(()) }))
     }
 
     async fn ack(&self, tag: u64) -> anyhow::Result<()> {
@@ -110,7 +119,9 @@ impl Connection {
             };
             let Some(first) = first else { return Ok(()) };
             let mut batch = vec![first];
-            while let Ok(request) = self.requests.try_recv() {
+            while batch.len() < WRITE
+                && let Ok(request) = self.requests.try_recv()
+            {
                 batch.push(request);
             }
             if let Some(close) = self.send(batch).await? {
@@ -128,11 +139,18 @@ impl Connection {
             return Ok(());
         }
         let after = self.last;
-        for queued in self.queues()?.deliver(ORDERS, after, u32::try_from(room)?).await? {
+        for queued in self
+            .queues()?
+            .deliver(ORDERS, after, u32::try_from(room)?)
+            .await?
+        {
             self.last = queued.sequence;
             self.unacknowledged += 1;
             let tag = u64::try_from(queued.sequence)?;
-            let delivery = Delivery { tag, body: queued.message.body.to_vec() };
+            let delivery = Delivery {
+                tag,
+                body: queued.message.body.to_vec(),
+            };
             // The channel has room for the whole prefetch, and lives as long as this task.
             let _ = self.deliveries.send(delivery).await;
         }
@@ -140,7 +158,8 @@ impl Connection {
     }
 
     async fn send(&mut self, batch: Vec<Request>) -> anyhow::Result<Option<oneshot::Sender<()>>> {
-        let (mut events, mut confirms, mut acks, mut close) = (Vec::new(), Vec::new(), Vec::new(), None);
+        let (mut events, mut confirms, mut acks, mut close) =
+            (Vec::new(), Vec::new(), Vec::new(), None);
         for request in batch {
             match request {
                 Request::Publish(message, answer) => {
@@ -166,7 +185,9 @@ impl Connection {
     }
 
     fn queues(&mut self) -> anyhow::Result<&mut dyn Queues> {
-        self.session.queues().context("the embedded broker lives in a SQLite store")
+        self.session
+            .queues()
+            .context("the embedded broker lives in a SQLite store")
     }
 }
 

@@ -17,9 +17,11 @@ pub struct Flags {
 impl Flags {
     pub async fn open(dir: &Path) -> anyhow::Result<Self> {
         let pool = sqlite::open(&dir.join("flags.db")).await?;
-        sqlx::query("CREATE TABLE IF NOT EXISTS flags (key TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID")
-            .execute(&pool)
-            .await?;
+        sqlx::query(
+            "CREATE TABLE IF NOT EXISTS flags (key TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID",
+        )
+        .execute(&pool)
+        .await?;
         Ok(Self { pool })
     }
 
@@ -37,7 +39,8 @@ impl Flags {
 
     /// `SET key 1 NX`: whether it was this call that set the flag.
     pub async fn set_if_absent(&self, key: &str) -> anyhow::Result<bool> {
-        let insert = sqlx::query("INSERT INTO flags (key) VALUES ($1) ON CONFLICT DO NOTHING").bind(key);
+        let insert =
+            sqlx::query("INSERT INTO flags (key) VALUES ($1) ON CONFLICT DO NOTHING").bind(key);
         Ok(insert.execute(&self.pool).await?.rows_affected() == 1)
     }
 }

@@ -13,8 +13,8 @@ use crate::cli::demo::sqlite;
 
 const INSERT: &str = "INSERT INTO t_points (order_id, user_id, points) VALUES ($1, $2, $3)";
 
-/// Enough that the workers rarely wait for one another.
-const CONNECTIONS: u32 = 16;
+/// The usual size of a pool.
+const CONNECTIONS: u32 = 10;
 
 pub enum Shop {
     Sqlite(SqlitePool),
@@ -29,7 +29,9 @@ impl Shop {
         schema: &str,
     ) -> anyhow::Result<Self> {
         let Some(url) = &surroundings.database else {
-            return Ok(Self::Sqlite(sqlite::open(&dir.join(place::SHOP_FILE)).await?));
+            return Ok(Self::Sqlite(
+                sqlite::open(&dir.join(place::SHOP_FILE)).await?,
+            ));
         };
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
