@@ -37,30 +37,24 @@ pub async fn sigkills_lose_and_double_nothing(place: &Place) -> Checked {
         left(&store, orders::QUEUE).await
     })
     .await?;
-    host.until_outbox_empty().await?;
+    store.until_outbox_empty().await?;
     host.stop().await?;
 
     let complaints = orders::complaints_of_store(&orders, &store).await?;
     ensure!(complaints.is_empty(), "{complaints}");
-    let bodies = "SELECT CAST(body AS TEXT) FROM hapax_message WHERE queue = \
-         (SELECT id FROM hapax_queue WHERE name = 'points.credited')";
+    // Copies with one message id count once, as with any broker; the id is in the properties.
+    let events = "SELECT DISTINCT hex(properties) || ' ' || CAST(body AS TEXT) FROM hapax_message \
+         WHERE queue = (SELECT id FROM hapax_queue WHERE name = 'points.credited')";
     let mut emitted = Vec::new();
-    for body in store.texts(bodies).await? {
-        let event: serde_json::Value = serde_json::from_str(&body)?;
-        emitted.push(
-            event["order_id"]
-                .as_str()
-                .context("no order id")?
-                .to_owned(),
-        );
+    for event in store.texts(events).await? {
+        let (_, body) = event
+            .split_once(' ')
+            .context("the query puts a space there")?;
+        let body: serde_json::Value = serde_json::from_str(body)?;
+        emitted.push(body["order_id"].as_str().context("no order id")?.to_owned());
     }
-    // A kill between the publish and the removal of its row brings a message twice, with the same id.
-    emitted.sort();
-    emitted.dedup();
-    ensure!(
-        emitted.iter().eq(orders.ids.iter()),
-        "the events are not one for each order"
-    );
+    let complaints = orders::difference("distinct ids emitted", &orders.ids, &emitted);
+    ensure!(complaints.is_empty(), "{complaints}");
     Ok(())
 }
 

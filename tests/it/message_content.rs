@@ -56,7 +56,7 @@ pub async fn survives_retry_park_and_replay_unchanged(place: &Place, scene: Scen
     let replayed = host.cli(&["parked", "replay", &id]).await?;
     ensure!(replayed.code == Some(0), "{replayed:?}");
     host.until_metric("hapax_committed_total", 1).await?;
-    host.until_outbox_empty().await?;
+    scene.store.until_outbox_empty().await?;
     host.stop().await?;
 
     assert_eq!(scene.store.waiting().await?, [""; 0]);
@@ -253,7 +253,7 @@ pub async fn equal_messages_without_idempotency_send_different_ids(
         .publish(&vec![message("k", &[publish("k")]); 2])
         .await?;
     host.until_metric("hapax_committed_total", 2).await?;
-    host.until_outbox_empty().await?;
+    scene.store.until_outbox_empty().await?;
     host.stop().await?;
     let sent = scene.broker.drain(scene::OUT).await?;
     assert_eq!(sent.len(), 2);
@@ -293,7 +293,7 @@ async fn ids_seen(place: &Place, scene: &Scene, steps: &[Value]) -> anyhow::Resu
     let host = Host::start(place, &scene.config("host", scene.probe()?)).await?;
     scene.publish(&[message("k", steps)]).await?;
     host.until_metric("hapax_committed_total", 1).await?;
-    host.until_outbox_empty().await?;
+    scene.store.until_outbox_empty().await?;
     host.stop().await?;
     let sent = scene.broker.drain(scene::OUT).await?;
     let sent = sent.first().context("nothing was sent")?;

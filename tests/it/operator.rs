@@ -65,7 +65,7 @@ pub async fn replays_a_message_once_its_cause_is_gone(place: &Place, scene: Scen
     // The same message once more, from the queue: it is a duplicate of what was replayed.
     scene.publish(&[message("k", &steps)]).await?;
     host.until_metric("hapax_duplicates_total", 1).await?;
-    host.until_outbox_empty().await?;
+    scene.store.until_outbox_empty().await?;
     host.stop().await?;
     assert_eq!(scene.effects().await?, ["taken/0"]);
     assert_eq!(scene.sent().await?, ["k"]);

@@ -113,14 +113,6 @@ impl Host {
         .await
     }
 
-    /// Waits until the outbox has nothing left to send.
-    pub async fn until_outbox_empty(&self) -> anyhow::Result<()> {
-        wait::until_equal("hapax_outbox_depth", 0, async || {
-            self.metric("hapax_outbox_depth").await
-        })
-        .await
-    }
-
     pub fn is_running(&mut self) -> anyhow::Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }

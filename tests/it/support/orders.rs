@@ -147,7 +147,7 @@ fn complaints_of_events(orders: &Orders, events: &[Received]) -> anyhow::Result<
 }
 
 /// What is missing, doubled or unexpected in `found`; empty when nothing is.
-fn difference(what: &str, expected: &BTreeSet<String>, found: &[String]) -> String {
+pub fn difference(what: &str, expected: &BTreeSet<String>, found: &[String]) -> String {
     let mut times: BTreeMap<&str, usize> = BTreeMap::new();
     for name in found {
         *times.entry(name).or_default() += 1;

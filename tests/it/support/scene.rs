@@ -137,7 +137,7 @@ pub async fn until_settled(
         },
     )
     .await?;
-    host.until_outbox_empty().await
+    store.until_outbox_empty().await
 }
 
 const VERDICTS: [&str; 4] = [

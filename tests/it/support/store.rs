@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgPool, SqliteConnection};
 
 use super::place::Place;
 use super::servers::{self, Postgres};
+use super::wait;
 
 pub struct Store {
     /// As the host's configuration names it.
@@ -138,6 +139,14 @@ impl Store {
 
     pub async fn count(&self, table: &str) -> anyhow::Result<i64> {
         self.number(&format!("SELECT count(*) FROM {table}")).await
+    }
+
+    /// Waits until the outbox has nothing left to send.
+    pub async fn until_outbox_empty(&self) -> anyhow::Result<()> {
+        wait::until_equal("the rows of the outbox", 0, async || {
+            self.count("hapax_outbox").await
+        })
+        .await
     }
 
     /// The fates of the keys of all consumers; tests have one consumer or ask for sums.
