@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use futures_util::StreamExt;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions,
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -43,8 +43,6 @@ pub struct Message {
 /// A message that came out.
 #[derive(Clone, Debug)]
 pub struct Received {
-    pub exchange: String,
-    pub routing_key: String,
     pub properties: BasicProperties,
     pub body: Vec<u8>,
 }
@@ -167,14 +165,6 @@ impl VirtualHost {
                 .queue_declare((*queue).into(), options, none)
                 .await?;
         }
-        close(connection).await
-    }
-
-    pub async fn delete(&self, queue: &str) -> anyhow::Result<()> {
-        let connection = self.connect().await?;
-        let channel = connection.create_channel().await?;
-        let options = QueueDeleteOptions::default();
-        channel.queue_delete(queue.into(), options).await?;
         close(connection).await
     }
 
@@ -327,8 +317,6 @@ async fn take(
         };
         let delivery = next.context("the broker ended the subscription")??;
         received.push(Received {
-            exchange: delivery.exchange.to_string(),
-            routing_key: delivery.routing_key.to_string(),
             properties: delivery.properties.clone(),
             body: delivery.data.clone(),
         });

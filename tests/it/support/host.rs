@@ -128,17 +128,6 @@ impl Host {
         Ok(())
     }
 
-    /// Stops the process without ending it: it keeps its connections and says nothing.
-    pub fn sigstop(&self) -> anyhow::Result<()> {
-        kill_process(Pid::from_child(&self.child), Signal::STOP)?;
-        Ok(())
-    }
-
-    pub fn sigcont(&self) -> anyhow::Result<()> {
-        kill_process(Pid::from_child(&self.child), Signal::CONT)?;
-        Ok(())
-    }
-
     pub fn sigterm(&self) -> anyhow::Result<()> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         Ok(())
@@ -177,10 +166,6 @@ impl Host {
     /// Runs another command of the binary with this host's configuration.
     pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<Ended> {
         cli(&self.config_file, arguments).await
-    }
-
-    pub fn log(&self) -> anyhow::Result<String> {
-        Ok(std::fs::read_to_string(&self.log)?)
     }
 }
 

@@ -7,7 +7,6 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -36,7 +35,6 @@ struct Rules {
     epoch: u64,
     refuse: bool,
     silent: bool,
-    delay: Duration,
     commits: Commits,
 }
 
@@ -103,11 +101,6 @@ impl Proxy {
     /// Forwards nothing and closes nothing, as when a cable is pulled.
     pub fn silence(&self, silent: bool) {
         self.rules.send_modify(|rules| rules.silent = silent);
-    }
-
-    /// Waits so long before each piece that it forwards.
-    pub fn delay(&self, delay: Duration) {
-        self.rules.send_modify(|rules| rules.delay = delay);
     }
 
     pub fn commits(&self, commits: Commits) {
@@ -221,10 +214,6 @@ impl Line {
             let piece = &buffer[..count];
             if window.sees_commit(direction, piece) && !self.commit(direction, &mut rules).await {
                 return;
-            }
-            let delay = rules.borrow().delay;
-            if !delay.is_zero() {
-                tokio::time::sleep(delay).await;
             }
             if rules.wait_for(|rules| !rules.silent).await.is_err() {
                 return;

@@ -20,9 +20,7 @@ pub struct Config {
     admin: SocketAddr,
     /// Lines as they stand in their section.
     store_lines: Vec<String>,
-    broker_lines: Vec<String>,
     consumers: Vec<Consumer>,
-    appendix: String,
 }
 
 /// One `[[consumer]]`: its fields as TOML.
@@ -42,9 +40,7 @@ impl Config {
             broker: broker_url.to_owned(),
             admin: address(),
             store_lines: vec!["migrate = true".to_owned()],
-            broker_lines: Vec::new(),
             consumers: Vec::new(),
-            appendix: String::new(),
         }
     }
 
@@ -56,18 +52,6 @@ impl Config {
     /// Adds a line to `[store]`.
     pub fn store_line(mut self, line: &str) -> Config {
         self.store_lines.push(line.to_owned());
-        self
-    }
-
-    /// Adds a line to `[broker]`.
-    pub fn broker_line(mut self, line: &str) -> Config {
-        self.broker_lines.push(line.to_owned());
-        self
-    }
-
-    /// Adds text at the end of the file.
-    pub fn append(mut self, text: &str) -> Config {
-        self.appendix.push_str(text);
         self
     }
 
@@ -85,9 +69,6 @@ impl Config {
             writeln!(text, "{line}")?;
         }
         writeln!(text, "[broker]\nurl = \"{}\"", self.broker)?;
-        for line in &self.broker_lines {
-            writeln!(text, "{line}")?;
-        }
         writeln!(text, "[health]\nlisten = \"{}\"", self.health)?;
         writeln!(text, "[admin]\nlisten = \"{}\"", self.admin)?;
         for consumer in &self.consumers {
@@ -96,7 +77,6 @@ impl Config {
                 writeln!(text, "{field} = {value}")?;
             }
         }
-        text.push_str(&self.appendix);
         Ok(text)
     }
 }
@@ -137,12 +117,6 @@ impl Consumer {
     pub fn set(mut self, field: &str, value: &str) -> Consumer {
         self.fields.retain(|(name, _)| name != field);
         self.fields.push((field.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Leaves a field out.
-    pub fn without(mut self, field: &str) -> Consumer {
-        self.fields.retain(|(name, _)| name != field);
         self
     }
 }
