@@ -138,14 +138,18 @@ impl Table {
         }
         let bold = |name: &&str| Cell::new(name).add_attribute(Attribute::Bold);
         table.set_header(self.header.iter().map(bold));
+        table.set_truncation_indicator("…");
         for cells in &self.rows {
             let mut row = Row::from(cells.iter());
             row.max_height(1);
             table.add_row(row);
         }
         let last = self.header.len().saturating_sub(1);
-        for column in table.column_iter_mut().take(last) {
-            column.set_constraint(ColumnConstraint::ContentWidth);
+        for (index, column) in table.column_iter_mut().enumerate() {
+            column.set_padding((0, if index == last { 0 } else { 2 }));
+            if index != last {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            }
         }
         table.trim_fmt() + "\n"
     }

@@ -36,7 +36,7 @@ impl Access {
     pub async fn open(config: &Arc<Config>) -> Result<Self, Error> {
         let store = match open_store(config) {
             Ok(store) => store,
-            Err(error) => return Self::daemon(config, error).await,
+            Err(error) => return Self::through_daemon(config, error).await,
         };
         let failed = |error| StartError::Store {
             store: config.store.kind.to_string(),
@@ -57,7 +57,8 @@ impl Access {
         )))
     }
 
-    async fn daemon(config: &Config, refused: StartError) -> Result<Self, Error> {
+    /// The way through the daemon that has the SQLite file, where opening it was refused.
+    pub async fn through_daemon(config: &Config, refused: StartError) -> Result<Self, Error> {
         if !matches!(config.store.kind, StoreKind::Sqlite { .. }) {
             return Err(refused.into());
         }

@@ -15,11 +15,13 @@ use lapin::types::{FieldTable, ShortString};
 
 use crate::config::{self, Config, StoreKind};
 use crate::host::{StartError, broker_address, open_store, rules};
+use crate::operations::Request;
 use crate::output;
 use crate::sandbox::{Plugin, Sandbox, SandboxOptions};
 use crate::source::amqp::{QueueError, prepare};
-use crate::store::Dialect;
+use crate::store::{Dialect, StoreError};
 
+use super::access::Access;
 use super::{Error, USAGE, print_json};
 use report::{ConsumerReport, PluginReport, Report};
 
@@ -127,14 +129,13 @@ async fn check_store(config: &Config, report: &mut Report) {
         ));
         return;
     }
-    let problem = |error| StartError::Store {
-        store: config.store.kind.to_string(),
-        error,
+    let store = match open_store(config) {
+        Ok(store) => store,
+        Err(refused) => return check_daemon(config, refused, report).await,
     };
     let asked = async {
-        let store = open_store(config)?;
-        let pending = store.pending_migrations().await.map_err(problem)?;
-        Ok((pending, store.warnings().await.map_err(problem)?))
+        let pending = store.pending_migrations().await?;
+        Ok::<_, StoreError>((pending, store.warnings().await?))
     };
     match asked.await {
         Ok((pending, warnings)) => {
@@ -155,9 +156,24 @@ async fn check_store(config: &Config, report: &mut Report) {
             }
         }
         Err(error) => {
-            let error: StartError = error;
+            let store = config.store.kind.to_string();
+            let error = StartError::Store { store, error };
             report.problem(error.exit_code(), error.to_string());
         }
+    }
+}
+
+/// A SQLite file that a running host has is well looked after.
+async fn check_daemon(config: &Config, refused: StartError, report: &mut Report) {
+    let asked = async {
+        let access = Access::through_daemon(config, refused).await?;
+        access.execute(Request::Status).await
+    };
+    match asked.await {
+        Ok(_) => report
+            .notes
+            .push("store: in use by the running host, which answers".into()),
+        Err(error) => report.problem(error.code(), error.to_string()),
     }
 }
 
@@ -214,41 +230,37 @@ async fn check_target(
     target: &config::Target,
     report: &mut Report,
 ) {
-    let missing = if target.exchange.is_empty() {
-        if target.routing_key.is_empty() {
-            return;
-        }
-        look_for_queue(connection, &target.routing_key)
-            .await
-            .err()
-            .map(|error| error.to_string())
+    let found = if !target.exchange.is_empty() {
+        look_for_exchange(connection, &target.exchange).await
+    } else if target.routing_key.is_empty() {
+        // The handler names the queue of each message.
+        Ok(())
     } else {
-        look_for_exchange(connection, &target.exchange)
-            .await
-            .err()
-            .map(|error| error.to_string())
+        match look_for_queue(connection, &target.routing_key).await {
+            Err(QueueError::Missing(queue)) => Err(format!("there is no queue {queue}")),
+            other => other.map_err(|error| error.to_string()),
+        }
     };
-    if let Some(reason) = missing {
+    if let Err(reason) = found {
         report.warnings.push(format!(
             "consumer {consumer}: messages to the target {name} would wait in the outbox: {reason}"
         ));
     }
 }
 
-async fn look_for_exchange(connection: &Connection, exchange: &str) -> Result<(), lapin::Error> {
-    let channel = connection.create_channel().await?;
+async fn look_for_exchange(connection: &Connection, exchange: &str) -> Result<(), String> {
     let passive = ExchangeDeclareOptions {
         passive: true,
         ..ExchangeDeclareOptions::default()
     };
-    let name = ShortString::from(exchange);
-    // The kind is not looked at by a passive declaration.
-    channel
-        .exchange_declare(
-            name,
-            lapin::ExchangeKind::Direct,
-            passive,
-            FieldTable::default(),
-        )
-        .await
+    let name = ShortString::try_new(exchange).map_err(|error| error.to_string())?;
+    let asked = async {
+        let channel = connection.create_channel().await?;
+        // A passive declaration does not look at the kind.
+        let kind = lapin::ExchangeKind::Direct;
+        channel
+            .exchange_declare(name, kind, passive, FieldTable::default())
+            .await
+    };
+    asked.await.map_err(|error: lapin::Error| error.to_string())
 }

@@ -72,16 +72,11 @@ pub async fn run(arguments: &PublishArgs, config: Arc<Config>) -> Result<(), Err
 
 fn read(file: &Path) -> Result<String, Error> {
     let mut bytes = Vec::new();
-    let (name, done) = if file == Path::new("-") {
-        (
-            "standard input".to_owned(),
-            io::stdin().read_to_end(&mut bytes),
-        )
+    let name = name(file);
+    let done = if file == Path::new("-") {
+        io::stdin().read_to_end(&mut bytes)
     } else {
-        (
-            file.display().to_string(),
-            File::open(file).and_then(|mut file| file.read_to_end(&mut bytes)),
-        )
+        File::open(file).and_then(|mut file| file.read_to_end(&mut bytes))
     };
     done.map_err(|error| Error::usage(format!("cannot read {name}: {error}")))?;
     String::from_utf8(bytes).map_err(|error| {
@@ -95,6 +90,13 @@ fn read(file: &Path) -> Result<String, Error> {
             "{name}: line {line} is not UTF-8; give other bytes as `body_base64`"
         ))
     })
+}
+
+fn name(file: &Path) -> String {
+    match file == Path::new("-") {
+        true => "standard input".to_owned(),
+        false => file.display().to_string(),
+    }
 }
 
 /// The lines of a file that hold a message, with their numbers.
@@ -138,7 +140,7 @@ fn check(lines: &Lines<'_>, file: &Path) -> Result<u64, Error> {
     Err(Error::usage(format!(
         "{} of {} cannot be read; nothing was published{}{more}",
         output::count(bad as u64, "line"),
-        file.display(),
+        name(file),
         told.concat()
     )))
 }
@@ -165,10 +167,7 @@ async fn send(lines: &Lines<'_>, way: &mut Way, progress: &ProgressBar) -> Resul
         let mut problems = Vec::new();
         for (number, answer) in numbers.into_iter().zip(answers) {
             match answer {
-                Answer::Confirmed => {
-                    confirmed.add(number);
-                    progress.inc(1);
-                }
+                Answer::Confirmed => confirmed.add(number),
                 Answer::Refused(why) => {
                     problems.push(format!("line {number} was not published: {why}"))
                 }
@@ -180,6 +179,7 @@ async fn send(lines: &Lines<'_>, way: &mut Way, progress: &ProgressBar) -> Resul
                 Answer::NotSent => {}
             }
         }
+        progress.set_position(confirmed.count());
         if !problems.is_empty() {
             let more = problems.len().saturating_sub(TOLD_PROBLEMS);
             problems.truncate(TOLD_PROBLEMS);

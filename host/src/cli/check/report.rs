@@ -160,7 +160,10 @@ impl Report {
         line(
             &mut text,
             "lanes",
-            &format!("{} connections to the store; {bound}", self.lanes),
+            &format!(
+                "{} to the store; {bound}",
+                output::count(self.lanes as u64, "connection")
+            ),
         );
         for consumer in &self.consumers {
             consumer.render(&mut text);
