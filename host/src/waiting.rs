@@ -168,7 +168,11 @@ pub async fn run(consumer: Arc<Consumer>, lanes: Lanes, stop: CancellationToken)
     let mut session = None;
     let mut trouble = Backoff::for_servers();
     loop {
-        let pause = match look(&consumer, &lanes, &running, &mut session).await {
+        let looked = tokio::select! {
+            () = stop.cancelled() => return,
+            looked = look(&consumer, &lanes, &running, &mut session) => looked,
+        };
+        let pause = match looked {
             Ok(pause) => {
                 trouble.reset();
                 pause

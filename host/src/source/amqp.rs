@@ -139,10 +139,13 @@ impl AmqpSource {
                 Ok(()) => return,
                 Err(error) => {
                     self.feed.consumer.metrics.up.set(0);
-                    tracing::warn!(
-                        consumer = %self.feed.consumer.name, queue = %self.feed.consumer.queue, %error,
-                        "Subscription lost; it is renewed"
-                    );
+                    let (consumer, queue) = (&self.feed.consumer.name, &self.feed.consumer.queue);
+                    // Told once; what follows is the waiting for a broker that is away.
+                    if trouble.tries() == 0 {
+                        tracing::warn!(%consumer, %queue, %error, "Subscription lost; it is renewed");
+                    } else {
+                        tracing::debug!(%consumer, %queue, %error, "Not subscribed yet");
+                    }
                 }
             }
             if !self.feed.pause(&mut trouble).await {
