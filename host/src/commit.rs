@@ -74,8 +74,8 @@ pub struct Committed {
 pub enum Setback {
     /// Something has failed that only savepoints can keep from its neighbours.
     Isolate,
-    /// The batch runs again, one message after the other.
-    OneByOne(StoreError),
+    /// Something has failed that cannot be told apart by message: the batch runs again in parts.
+    Split(StoreError),
     /// The same batch again: a key was in flight elsewhere, or a message got its preset failure.
     Again,
     /// Another transaction holds the only key of this batch.
@@ -488,7 +488,7 @@ impl Pass<'_> {
                 item.preset = Some(flush_failure(&error));
                 Setback::Again
             }
-            (Class::Message, _) => Setback::OneByOne(error),
+            (Class::Message, _) => Setback::Split(error),
             (_, items) => spoiled_setback(error, Isolation::Savepoints, items.len() == 1),
         }
     }
@@ -709,7 +709,7 @@ fn expect_all(what: &str, touched: u64, wanted: usize) -> Result<(), Setback> {
         return Ok(());
     }
     // The claims are not in this transaction any more: nothing of it may be committed.
-    Err(Setback::OneByOne(StoreError::TransactionLost(format!(
+    Err(Setback::Split(StoreError::TransactionLost(format!(
         "{what} touched {touched} rows of {wanted}"
     ))))
 }
@@ -723,7 +723,7 @@ fn host_error(error: StoreError) -> Setback {
     match error.ours() {
         error @ (StoreError::Conflict(_)
         | StoreError::LockTimeout(_)
-        | StoreError::TransactionLost(_)) => Setback::OneByOne(error),
+        | StoreError::TransactionLost(_)) => Setback::Split(error),
         error if error.class() == Class::Ours => Setback::Ours(error),
         error => Setback::World(error),
     }
@@ -731,7 +731,7 @@ fn host_error(error: StoreError) -> Setback {
 
 fn claim_setback(error: StoreError, alone: bool) -> Setback {
     match host_error(error) {
-        Setback::OneByOne(error @ StoreError::LockTimeout(_)) if alone => Setback::Busy(error),
+        Setback::Split(error @ StoreError::LockTimeout(_)) if alone => Setback::Busy(error),
         setback => setback,
     }
 }
@@ -740,7 +740,7 @@ fn spoiled_setback(error: StoreError, isolation: Isolation, alone: bool) -> Setb
     match (error, isolation) {
         (StoreError::TransactionLost(_), Isolation::Optimistic) => Setback::Isolate,
         // What a deferred statement of an earlier message was refused for.
-        (error, _) if error.class() == Class::Message && !alone => Setback::OneByOne(error),
+        (error, _) if error.class() == Class::Message && !alone => Setback::Split(error),
         (error, _) => host_error(error),
     }
 }

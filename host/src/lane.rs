@@ -189,7 +189,7 @@ impl Lane {
     async fn turn(&mut self) -> Result<(), Ended> {
         let patience = (!self.later.is_empty()).then_some(Duration::from_millis(100));
         let limits = crate::consumer::BatchLimits {
-            messages: self.width,
+            messages: self.messages(),
             ..self.consumer.batch
         };
         let batch = tokio::select! {
@@ -359,7 +359,7 @@ impl Lane {
             .map(|work| (work.item, work.origin))
             .unzip();
         let mut trouble = Backoff::for_servers();
-        loop {
+        let part = loop {
             let started = Instant::now();
             let setback = match self.attempt(&mut items).await {
                 Ok(committed) => {
@@ -372,28 +372,41 @@ impl Lane {
             self.note(&setback);
             match setback {
                 Setback::Again => tokio::task::yield_now().await,
-                Setback::Isolate => self.cautious = CAUTIOUS_BATCHES,
-                Setback::OneByOne(_) => {
+                Setback::Isolate => {
+                    self.cautious = CAUTIOUS_BATCHES;
+                    let savepoints = self.consumer.store.traits().max_savepoints;
+                    if items.len() > savepoints {
+                        break savepoints;
+                    }
+                }
+                // Each half that meets the held key would wait for it anew: only one message should.
+                Setback::Split(StoreError::LockTimeout(_)) => break 1,
+                Setback::Split(_) => {
                     self.width = (self.width / 2).max(1);
-                    break;
+                    break items.len() / 2;
                 }
                 Setback::Busy(error) | Setback::World(error) => {
                     self.pause(&mut trouble, &error).await?;
                     // A world that fails the same batch again may be failing one message of it.
                     if trouble.tries() >= MAX_POISON && self.answers().await {
-                        break;
+                        break 1;
                     }
                 }
                 Setback::Ours(error) => return Err(Ended::Broken(error)),
             }
-        }
-        for (item, origin) in items.into_iter().zip(origins) {
-            self.settle_alone(Work {
+        };
+        let mut works = items
+            .into_iter()
+            .zip(origins)
+            .map(|(item, origin)| Work {
                 item,
                 origin,
                 alone: false,
             })
-            .await?;
+            .peekable();
+        while works.peek().is_some() {
+            let part = works.by_ref().take(part).collect();
+            Box::pin(self.settle(part)).await?;
         }
         Ok(())
     }
@@ -419,7 +432,7 @@ impl Lane {
             match setback {
                 Setback::Again => tokio::task::yield_now().await,
                 Setback::Isolate => self.cautious = CAUTIOUS_BATCHES,
-                Setback::OneByOne(error) => {
+                Setback::Split(error) => {
                     conflicts += 1;
                     if conflicts > MAX_CONFLICTS {
                         item.preset = Some(Failure::later(code::CONFLICT, error.to_string()));
@@ -508,6 +521,14 @@ impl Lane {
         }
     }
 
+    /// How many messages the next batch may hold.
+    fn messages(&self) -> usize {
+        match self.cautious {
+            0 => self.width,
+            _ => self.width.min(self.consumer.store.traits().max_savepoints),
+        }
+    }
+
     /// Batches that took too long get narrower, others may grow.
     fn widen(&mut self, elapsed: Duration, messages: usize) {
         let limits = self.consumer.batch;
@@ -564,7 +585,7 @@ impl Lane {
     fn note(&self, setback: &Setback) {
         let (reason, error) = match setback {
             Setback::Isolate => ("isolate", None),
-            Setback::OneByOne(error) => ("one-by-one", Some(error)),
+            Setback::Split(error) => ("split", Some(error)),
             Setback::Again => ("again", None),
             Setback::Busy(error) => ("busy", Some(error)),
             Setback::World(error) => ("world", Some(error)),
