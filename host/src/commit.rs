@@ -5,7 +5,9 @@
 //! committed. Nothing here acknowledges a message, waits for a server or decides how often to try:
 //! that is the lane's.
 
-use std::collections::BTreeMap;
+mod claim;
+mod setback;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,13 +15,15 @@ use crate::consumer::Consumer;
 use crate::effects::{Isolation, Transaction, flush_failure};
 use crate::failure::{Again, Class, Failure, code};
 use crate::key::Identity;
-use crate::ledger::{Judgement, judge};
 use crate::message::Message;
 use crate::sandbox::{Attempt, Plugin, Verdict as Ran};
-use crate::store::{
-    Claim, ClaimRule, Fate, OutboxRecord, Session, Settlement, Status, StoreError, WaitingRow,
-};
+use crate::store::{Fate, OutboxRecord, Session, Settlement, Status, StoreError, WaitingRow};
 use crate::waiting;
+
+use claim::ClaimError;
+use setback::{claim_setback, expect_all, host_error, no_session, spoiled_setback};
+
+pub use setback::Setback;
 
 /// A message on its way through a transaction. It may pass several before one commits.
 #[derive(Debug)]
@@ -67,23 +71,6 @@ pub struct Committed {
     pub verdicts: Vec<Verdict>,
     /// What the relay may publish now.
     pub outgoing: Vec<OutboxRecord>,
-}
-
-/// Why a batch did not commit. Its transaction is rolled back, or its session dropped.
-#[derive(Debug)]
-pub enum Setback {
-    /// Something has failed that only savepoints can keep from its neighbours.
-    Isolate,
-    /// Something has failed that cannot be told apart by message: the batch runs again in parts.
-    Split(StoreError),
-    /// The same batch again: a key was in flight elsewhere, or a message got its preset failure.
-    Again,
-    /// Another transaction holds the only key of this batch.
-    Busy(StoreError),
-    /// The world has failed: later, with a new session.
-    World(StoreError),
-    /// An invariant is broken: the consumer stops.
-    Ours(StoreError),
 }
 
 /// What the transaction will do with an item.
@@ -203,197 +190,6 @@ impl Pass<'_> {
             Ok(()) => Ok(Committed { verdicts, outgoing }),
             Err(error) => Err(self.refused_setback(error, items)),
         }
-    }
-
-    /// Locks the waiting rows, claims the keys, and plans each item.
-    async fn claim(
-        &self,
-        session: &mut dyn Session,
-        items: &mut [Item],
-    ) -> Result<(Vec<Plan>, Vec<Vec<u8>>), ClaimError> {
-        let mut plans = Vec::with_capacity(items.len());
-        let mut first = BTreeMap::<Vec<u8>, usize>::new();
-        for (index, item) in items.iter_mut().enumerate() {
-            plans.push(match self.open(session, item).await? {
-                Opened::Decided(plan) => plan,
-                Opened::Key(key) => match first.get(&key) {
-                    Some(earlier) => Plan::Follow(*earlier),
-                    None => {
-                        first.insert(key, index);
-                        Plan::Run { attempts: 0 }
-                    }
-                },
-                Opened::Keyless { attempts } => begin(item, attempts),
-            });
-        }
-        let keys = self.claim_keys(session, items, &mut plans, first).await?;
-        Ok((plans, keys))
-    }
-
-    /// Reads what is needed to know an item's key.
-    async fn open(&self, session: &mut dyn Session, item: &mut Item) -> Result<Opened, ClaimError> {
-        let mut attempts = 0;
-        if let Hold::Row(id) = &item.hold {
-            let Some(row) = session.waiting_lock(self.consumer.id, id).await? else {
-                return Ok(Opened::Decided(Plan::Gone));
-            };
-            attempts = row.attempts;
-            item.message = Arc::new(row.message);
-            item.identity = self.consumer.rules.identify(&item.message);
-            if let Some(key) = row.key {
-                return self
-                    .take_waiting(session, item, key, row.fingerprint, attempts)
-                    .await;
-            }
-        }
-        Ok(match &item.identity {
-            Err(failure) => Opened::Decided(Plan::Park(failure.clone())),
-            Ok(identity) if identity.key.is_empty() => Opened::Keyless { attempts },
-            Ok(identity) => match item.hold {
-                Hold::Started(starts) => self.take_started(session, item, identity, starts).await?,
-                _ => Opened::Key(identity.key.clone()),
-            },
-        })
-    }
-
-    /// Takes a key over from the row that made it wait. The row remembers the key, so that a change of
-    /// the consumer's rules cannot give a waiting message another one.
-    async fn take_waiting(
-        &self,
-        session: &mut dyn Session,
-        item: &mut Item,
-        key: Vec<u8>,
-        fingerprint: Vec<u8>,
-        attempts: i32,
-    ) -> Result<Opened, ClaimError> {
-        let claim = Claim {
-            key: &key,
-            fingerprint: &fingerprint,
-            attempts: attempts + 1,
-            timestamp_seconds: item.message.timestamp_seconds(),
-        };
-        if session.take(self.rule(), claim, Fate::Waiting).await? {
-            let partition = item
-                .identity
-                .as_ref()
-                .map(|identity| identity.partition)
-                .unwrap_or_default();
-            let mut kept = [0; crate::key::FINGERPRINT_BYTES];
-            let length = kept.len().min(fingerprint.len());
-            kept[..length].copy_from_slice(&fingerprint[..length]);
-            item.identity = Ok(Identity {
-                key: key.clone(),
-                partition,
-                fingerprint: kept,
-            });
-            return Ok(Opened::Decided(begin(item, attempts)));
-        }
-        let entry = session
-            .entries(self.consumer.id, &[&key])
-            .await?
-            .pop()
-            .flatten();
-        match entry.map(|entry| entry.fate) {
-            Some(fate @ (Fate::Committed | Fate::Discarded)) => {
-                Ok(Opened::Decided(Plan::Duplicate(fate)))
-            }
-            // The operator made the ledger forget the key: the message is new again.
-            None => Ok(Opened::Key(key)),
-            Some(fate) => Err(ClaimError::Store(StoreError::Broken(format!(
-                "a row of hapax_waiting is due, and the ledger says {fate:?} of its key"
-            )))),
-        }
-    }
-
-    async fn take_started(
-        &self,
-        session: &mut dyn Session,
-        item: &Item,
-        identity: &Identity,
-        starts: i32,
-    ) -> Result<Opened, ClaimError> {
-        let claim = claim_of(item, identity, starts);
-        if session.take(self.rule(), claim, Fate::Started).await? {
-            return Ok(Opened::Decided(begin(item, starts - 1)));
-        }
-        Ok(Opened::Key(identity.key.clone()))
-    }
-
-    /// Claims the distinct keys and learns the fate of those that are not new.
-    async fn claim_keys(
-        &self,
-        session: &mut dyn Session,
-        items: &[Item],
-        plans: &mut [Plan],
-        first: BTreeMap<Vec<u8>, usize>,
-    ) -> Result<Vec<Vec<u8>>, ClaimError> {
-        let mut owned = self.held_keys(items, plans, &first);
-        if first.is_empty() {
-            return Ok(owned);
-        }
-        let claims = first
-            .values()
-            .filter_map(|&index| {
-                let identity = items[index].identity.as_ref().ok()?;
-                Some(claim_of(&items[index], identity, 1))
-            })
-            .collect::<Vec<_>>();
-        let new = session.claim(self.rule(), &claims).await?;
-        let known = first
-            .iter()
-            .zip(&new)
-            .filter(|(_, new)| !**new)
-            .map(|((key, index), _)| (key.as_slice(), *index))
-            .collect::<Vec<_>>();
-        for ((key, &index), new) in first.iter().zip(&new) {
-            if *new {
-                plans[index] = begin(&items[index], 0);
-                owned.push(key.clone());
-            }
-        }
-        if known.is_empty() {
-            return Ok(owned);
-        }
-        let keys = known.iter().map(|(key, _)| *key).collect::<Vec<_>>();
-        let entries = session.entries(self.consumer.id, &keys).await?;
-        for ((key, index), entry) in known.into_iter().zip(entries) {
-            // Neither new nor visible: its transaction was rolled back between the two statements.
-            let entry = entry.ok_or(ClaimError::Again)?;
-            let item = &items[index];
-            let Ok(identity) = &item.identity else {
-                continue;
-            };
-            plans[index] = match judge(&entry, &identity.fingerprint) {
-                Judgement::Duplicate(fate) => Plan::Duplicate(fate),
-                Judgement::Reused(fate) => Plan::Park(reused(key, fate)),
-                Judgement::TakeOver => {
-                    let claim = claim_of(item, identity, entry.attempts);
-                    if !session.take(self.rule(), claim, Fate::Started).await? {
-                        return Err(ClaimError::Again);
-                    }
-                    owned.push(key.to_vec());
-                    begin(item, (entry.attempts - 1).max(0))
-                }
-            };
-        }
-        Ok(owned)
-    }
-
-    /// The keys that `open` has taken already.
-    fn held_keys(
-        &self,
-        items: &[Item],
-        plans: &[Plan],
-        first: &BTreeMap<Vec<u8>, usize>,
-    ) -> Vec<Vec<u8>> {
-        items
-            .iter()
-            .zip(plans)
-            .filter(|(_, plan)| matches!(plan, Plan::Run { .. } | Plan::Fail { .. }))
-            .filter_map(|(item, _)| item.identity.as_ref().ok())
-            .filter(|identity| !identity.key.is_empty() && !first.contains_key(&identity.key))
-            .map(|identity| identity.key.clone())
-            .collect()
     }
 
     /// Does with one item what its plan says. The transaction comes back unless it was lost on the way.
@@ -638,56 +434,6 @@ impl Pass<'_> {
         expect_all("finish", finished, keys.len())?;
         Ok(records)
     }
-
-    fn rule(&self) -> ClaimRule<'_> {
-        ClaimRule {
-            consumer: self.consumer.id,
-            plugin: &self.plugin.digest()[..8],
-            retention: self.consumer.retention,
-        }
-    }
-}
-
-/// What `open` learned of an item.
-enum Opened {
-    Decided(Plan),
-    /// It has a key that has to be claimed.
-    Key(Vec<u8>),
-    /// Its consumer has switched idempotency off.
-    Keyless {
-        attempts: i32,
-    },
-}
-
-enum ClaimError {
-    Again,
-    Store(StoreError),
-}
-
-impl From<StoreError> for ClaimError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-/// An item whose key is claimed: it runs, unless it has failed before.
-fn begin(item: &Item, attempts: i32) -> Plan {
-    match &item.preset {
-        Some(failure) => Plan::Fail {
-            failure: failure.clone(),
-            attempts,
-        },
-        None => Plan::Run { attempts },
-    }
-}
-
-fn claim_of<'a>(item: &'a Item, identity: &'a Identity, attempts: i32) -> Claim<'a> {
-    Claim {
-        key: &identity.key,
-        fingerprint: &identity.fingerprint,
-        attempts,
-        timestamp_seconds: item.message.timestamp_seconds(),
-    }
 }
 
 fn reused(key: &[u8], fate: Fate) -> Failure {
@@ -701,46 +447,5 @@ fn reused(key: &[u8], fate: Fate) -> Failure {
                 crate::key::show(key)
             ),
         )
-    }
-}
-
-fn expect_all(what: &str, touched: u64, wanted: usize) -> Result<(), Setback> {
-    if touched == wanted as u64 {
-        return Ok(());
-    }
-    // The claims are not in this transaction any more: nothing of it may be committed.
-    Err(Setback::Split(StoreError::TransactionLost(format!(
-        "{what} touched {touched} rows of {wanted}"
-    ))))
-}
-
-fn no_session() -> Setback {
-    Setback::World(StoreError::Unavailable("the lane has no session".into()))
-}
-
-/// An error of a statement that the host wrote.
-fn host_error(error: StoreError) -> Setback {
-    match error.ours() {
-        error @ (StoreError::Conflict(_)
-        | StoreError::LockTimeout(_)
-        | StoreError::TransactionLost(_)) => Setback::Split(error),
-        error if error.class() == Class::Ours => Setback::Ours(error),
-        error => Setback::World(error),
-    }
-}
-
-fn claim_setback(error: StoreError, alone: bool) -> Setback {
-    match host_error(error) {
-        Setback::Split(error @ StoreError::LockTimeout(_)) if alone => Setback::Busy(error),
-        setback => setback,
-    }
-}
-
-fn spoiled_setback(error: StoreError, isolation: Isolation, alone: bool) -> Setback {
-    match (error, isolation) {
-        (StoreError::TransactionLost(_), Isolation::Optimistic) => Setback::Isolate,
-        // What a deferred statement of an earlier message was refused for.
-        (error, _) if error.class() == Class::Message && !alone => Setback::Split(error),
-        (error, _) => host_error(error),
     }
 }

@@ -6,6 +6,7 @@
 //! again until it works: nothing is acknowledged, counted or given up for it.
 
 mod inbox;
+mod work;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,12 +19,11 @@ use crate::commit::{self, Committed, Hold, Item, Setback, Verdict};
 use crate::consumer::Consumer;
 use crate::effects::Isolation;
 use crate::failure::{Failure, code};
-use crate::message::Message;
 use crate::relay::RelayHandle;
 use crate::store::{Claim, ClaimRule, Fate, Session, StoreError};
-use crate::waiting::RunningRow;
 
 pub use inbox::{Inbox, Lanes};
+pub use work::{Origin, Work};
 
 /// Conflicts that a message may lose alone before they count as its own failure.
 const MAX_CONFLICTS: u32 = 8;
@@ -33,81 +33,6 @@ const MAX_POISON: u32 = 3;
 
 /// Batches that run with savepoints after one that needed them.
 const CAUTIOUS_BATCHES: u32 = 16;
-
-/// A message for a lane, and where its verdict goes.
-#[derive(Debug)]
-pub struct Work {
-    pub item: Item,
-    pub origin: Origin,
-    /// It may have taken a host down: it runs alone, with its start on record.
-    alone: bool,
-}
-
-/// Who hears of the verdict.
-#[derive(Debug)]
-pub enum Origin {
-    /// The channel that delivered the message.
-    Queue { acks: Arc<AckQueue>, tag: u64 },
-    /// Nobody; the row may be looked for again.
-    Table(#[allow(dead_code, reason = "held for its drop")] RunningRow),
-}
-
-impl Work {
-    /// A message that the broker has delivered.
-    pub fn delivered(
-        consumer: &Consumer,
-        message: Message,
-        redelivered: bool,
-        origin: Origin,
-    ) -> Self {
-        let identity = consumer.rules.identify(&message);
-        let item = Item {
-            message: Arc::new(message),
-            identity,
-            redelivered,
-            hold: Hold::Nothing,
-            preset: None,
-            received: Instant::now(),
-        };
-        Self {
-            item,
-            origin,
-            alone: redelivered,
-        }
-    }
-
-    /// A row of `hapax_waiting`; its content is read when it runs.
-    pub fn waiting(origin: Origin, hold: Hold) -> Self {
-        let message = Message {
-            exchange: String::new(),
-            routing_key: String::new(),
-            properties: lapin::BasicProperties::default(),
-            body: bytes::Bytes::new(),
-        };
-        let item = Item {
-            message: Arc::new(message),
-            identity: Err(Failure::never(code::KEY_MISSING, "the row was not read")),
-            redelivered: false,
-            hold,
-            preset: None,
-            received: Instant::now(),
-        };
-        Self {
-            item,
-            origin,
-            alone: true,
-        }
-    }
-
-    fn is_forgotten(&self) -> bool {
-        matches!(&self.origin, Origin::Queue { acks, .. } if acks.is_closed())
-    }
-
-    /// Whether the ledger may know its key, and so save it from running alone.
-    fn may_be_known(&self) -> bool {
-        self.alone && self.item.hold == Hold::Nothing
-    }
-}
 
 /// The lane was told to stop while it waited for the world; what it held is not acknowledged.
 struct Stopped;

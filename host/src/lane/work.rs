@@ -1,0 +1,87 @@
+//! What a lane is given to do: one message, and where its verdict goes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::ack::AckQueue;
+use crate::commit::{Hold, Item};
+use crate::consumer::Consumer;
+use crate::failure::{Failure, code};
+use crate::message::Message;
+use crate::waiting::RunningRow;
+
+/// A message for a lane, and where its verdict goes.
+#[derive(Debug)]
+pub struct Work {
+    pub item: Item,
+    pub origin: Origin,
+    /// It may have taken a host down: it runs alone, with its start on record.
+    pub(super) alone: bool,
+}
+
+/// Who hears of the verdict.
+#[derive(Debug)]
+pub enum Origin {
+    /// The channel that delivered the message.
+    Queue { acks: Arc<AckQueue>, tag: u64 },
+    /// Nobody; the row may be looked for again.
+    Table(#[allow(dead_code, reason = "held for its drop")] RunningRow),
+}
+
+impl Work {
+    /// A message that the broker has delivered.
+    pub fn delivered(
+        consumer: &Consumer,
+        message: Message,
+        redelivered: bool,
+        origin: Origin,
+    ) -> Self {
+        let identity = consumer.rules.identify(&message);
+        let item = Item {
+            message: Arc::new(message),
+            identity,
+            redelivered,
+            hold: Hold::Nothing,
+            preset: None,
+            received: Instant::now(),
+        };
+        Self {
+            item,
+            origin,
+            alone: redelivered,
+        }
+    }
+
+    /// A row of `hapax_waiting`; its content is read when it runs.
+    pub fn waiting(origin: Origin, hold: Hold) -> Self {
+        let message = Message {
+            exchange: String::new(),
+            routing_key: String::new(),
+            properties: lapin::BasicProperties::default(),
+            body: bytes::Bytes::new(),
+        };
+        let item = Item {
+            message: Arc::new(message),
+            identity: Err(Failure::never(code::KEY_MISSING, "the row was not read")),
+            redelivered: false,
+            hold,
+            preset: None,
+            received: Instant::now(),
+        };
+        Self {
+            item,
+            origin,
+            alone: true,
+        }
+    }
+
+    /// Its channel is gone: the broker delivers it again.
+    pub(super) fn is_forgotten(&self) -> bool {
+        matches!(&self.origin, Origin::Queue { acks, .. } if acks.is_closed())
+    }
+
+    /// Whether the ledger may know its key, and so save it from running alone.
+    pub(super) fn may_be_known(&self) -> bool {
+        self.alone && self.item.hold == Hold::Nothing
+    }
+}
