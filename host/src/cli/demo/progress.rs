@@ -17,13 +17,21 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Writes a line that [`Progress::parse`] reads.
+    /// Writes itself as a line.
     pub fn print(&self) -> io::Result<()> {
         let mut out = io::stdout().lock();
-        writeln!(out, "{} {} {}", self.received, self.handled, self.unsent)?;
+        writeln!(out, "{}", self.line())?;
         out.flush()
     }
 
+    fn line(&self) -> String {
+        format!(
+            "{} {} {} {}",
+            self.received, self.handled, self.underway, self.unsent
+        )
+    }
+
+    /// Reads such a line.
     pub fn parse(line: &str) -> Option<Self> {
         let mut numbers = line.split(' ').map(|number| number.parse().ok());
         let mut next = || numbers.next().flatten();
@@ -75,6 +83,7 @@ mod tests {
             underway: 1,
             unsent: 2,
         };
+        assert_eq!(progress.line(), "7 5 1 2");
         assert_eq!(Progress::parse("7 5 1 2"), Some(progress));
         for line in ["", "7 5 1", "7 5 1 2 3", "7 5 1 x", "7,5,1,2"] {
             assert_eq!(Progress::parse(line), None, "{line}");
