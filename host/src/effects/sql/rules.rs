@@ -38,6 +38,7 @@ use std::thread;
 use lru::LruCache;
 use sqlparser::dialect::{MySqlDialect, PostgreSqlDialect, SQLiteDialect};
 use sqlparser::parser::{Parser, ParserError};
+use sqlparser::tokenizer::Token;
 
 pub use grants::{BadGrant, Grants, Table};
 pub use merge::{Merge, RowPart};
@@ -349,18 +350,19 @@ fn parse(dialect: Dialect, pieces: &Pieces) -> Checked<sqlparser::ast::Statement
     let mut parser = Parser::new(grammar)
         .with_recursion_limit(PARSER_DEPTH)
         .with_tokens_with_locations(pieces.tokens.clone());
-    let parsed = parser.parse_statements();
+    // Not `parse_statements`: it stops at the word END and forgets the rest.
+    let parsed = parser.parse_statement();
     // Where the parser stopped is the best place to point at, whatever it says.
     let stopped = parser
         .get_current_index()
         .min(pieces.len().saturating_sub(1));
     match parsed {
-        Ok(mut statements) if statements.len() == 1 => Ok(statements.remove(0)),
+        Ok(tree) if parser.peek_token_ref().token == Token::EOF => Ok(tree),
         Ok(_) => Err(pieces.refuse(
-            0,
-            code::MANY_STATEMENTS,
-            "expected exactly one statement",
-            "send one statement per call",
+            stopped + 1,
+            code::SYNTAX,
+            "the statement should end before this",
+            "send one plain statement per call, and write AS before an alias",
         )),
         Err(ParserError::RecursionLimitExceeded) => Err(pieces.refuse(
             stopped,

@@ -37,6 +37,16 @@ pub(super) fn check(dialect: Dialect, pieces: &Pieces, understood: &[Understood]
                 "leave it out; if it is a name, quote it or write AS before it",
             ));
         }
+        // `sqlparser` forgets FILTER, and the parenthesis after it, when no WHERE follows.
+        let filter = seen == Understood::No && pieces.is(index, "filter");
+        if filter && !(pieces.is(index + 1, "(") && pieces.is(index + 2, "where")) {
+            return Err(pieces.refuse(
+                index,
+                code::SYNTAX,
+                "FILTER is not followed by (WHERE …)",
+                "write FILTER (WHERE condition)",
+            ));
+        }
         if !pieces.is(index + 1, "(") {
             continue;
         }

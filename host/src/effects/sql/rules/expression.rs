@@ -432,7 +432,12 @@ impl Walk<'_> {
             | BinaryOperator::PGBitwiseShiftRight
             | BinaryOperator::PGExp
             | BinaryOperator::PGOverlap
-            | BinaryOperator::PGRegexMatch
+            | BinaryOperator::Arrow
+            | BinaryOperator::LongArrow
+            | BinaryOperator::HashArrow
+            | BinaryOperator::HashLongArrow => Ok(()),
+            // `a ~ b` is an operator of PostgreSQL only; elsewhere `~` takes one operand.
+            BinaryOperator::PGRegexMatch
             | BinaryOperator::PGRegexIMatch
             | BinaryOperator::PGRegexNotMatch
             | BinaryOperator::PGRegexNotIMatch
@@ -440,10 +445,10 @@ impl Walk<'_> {
             | BinaryOperator::PGILikeMatch
             | BinaryOperator::PGNotLikeMatch
             | BinaryOperator::PGNotILikeMatch
-            | BinaryOperator::Arrow
-            | BinaryOperator::LongArrow
-            | BinaryOperator::HashArrow
-            | BinaryOperator::HashLongArrow => Ok(()),
+                if self.dialect == Dialect::Postgres =>
+            {
+                Ok(())
+            }
             // SQLite has no REGEXP of its own: it calls whatever function an extension has named so.
             BinaryOperator::Regexp
             | BinaryOperator::DuckIntegerDivide
@@ -475,6 +480,14 @@ impl Walk<'_> {
             | BinaryOperator::QuestionDoublePipe
             | BinaryOperator::At
             | BinaryOperator::TildeEq
+            | BinaryOperator::PGRegexMatch
+            | BinaryOperator::PGRegexIMatch
+            | BinaryOperator::PGRegexNotMatch
+            | BinaryOperator::PGRegexNotIMatch
+            | BinaryOperator::PGLikeMatch
+            | BinaryOperator::PGILikeMatch
+            | BinaryOperator::PGNotLikeMatch
+            | BinaryOperator::PGNotILikeMatch
             | BinaryOperator::Assignment => Err(self.refuse(
                 code::OPERATOR,
                 format!("the operator {operator} is not allowed"),

@@ -125,6 +125,9 @@ pub(super) fn cut(dialect: Dialect, text: &str) -> Checked<Pieces<'_>> {
         bounds: Bounds::new(),
     };
     let end = lexer.run()?;
+    if lexer.bounds.depth() > 0 {
+        return Err(lexer.unbalanced());
+    }
     if lexer.pieces.is_empty() {
         return Err(Refusal::whole(
             code::MANY_STATEMENTS,
@@ -480,7 +483,7 @@ impl Lexer<'_> {
         };
         match byte {
             b'(' | b'[' if !self.bounds.open() => return Err(self.too_deep()),
-            b')' | b']' => self.bounds.close(),
+            b')' | b']' if !self.bounds.close() => return Err(self.unbalanced()),
             b',' => self.bounds.comma(),
             b':' => self.bounds.link(),
             _ => {}
@@ -588,6 +591,16 @@ impl Lexer<'_> {
         Ok(())
     }
 
+    /// The parser would notice, unless it forgets a token.
+    fn unbalanced(&self) -> Refusal {
+        self.refuse(
+            1,
+            code::SYNTAX,
+            "the parentheses do not match",
+            "close each one that is opened",
+        )
+    }
+
     fn too_deep(&self) -> Refusal {
         self.refuse(
             1,
@@ -639,11 +652,17 @@ impl Bounds {
         self.chains.len() <= MAX_NESTING
     }
 
-    /// An unmatched parenthesis is the parser's to refuse.
-    fn close(&mut self) {
-        if self.chains.len() > 1 {
-            self.chained -= self.chains.pop().unwrap_or(0);
+    fn depth(&self) -> usize {
+        self.chains.len() - 1
+    }
+
+    /// Whether there was something to close.
+    fn close(&mut self) -> bool {
+        if self.chains.len() < 2 {
+            return false;
         }
+        self.chained -= self.chains.pop().unwrap_or(0);
+        true
     }
 
     fn comma(&mut self) {

@@ -205,7 +205,10 @@ impl Walk<'_> {
     /// `OR IGNORE` skips a row; the others end or undo more than the statement, or delete rows in passing.
     fn conflict_clause(&self, or: Option<&SqliteOnConflict>) -> Checked {
         match or {
-            None | Some(SqliteOnConflict::Ignore) => Ok(()),
+            None => Ok(()),
+            Some(SqliteOnConflict::Ignore) => {
+                self.absent(self.dialect == Dialect::Sqlite, "OR IGNORE")
+            }
             Some(
                 SqliteOnConflict::Rollback
                 | SqliteOnConflict::Abort
