@@ -221,16 +221,21 @@ pub fn write_message(message: &Message) -> Value {
         written["headers"] = Value::Object(headers::write_table(table));
     }
     match str::from_utf8(&message.body) {
-        Ok(text) => match serde_json::from_str::<Value>(text) {
-            // Spaces and the order of members are part of the bytes.
-            Ok(json) if serde_json::to_string(&json).is_ok_and(|again| again == text) => {
-                written["body"] = json;
-            }
-            _ => written["body_text"] = json!(text),
+        Ok(text) => match as_json(text) {
+            Some(json) => written["body"] = json,
+            None => written["body_text"] = json!(text),
         },
         Err(_) => written["body_base64"] = json!(STANDARD.encode(&message.body)),
     }
     written
+}
+
+/// The value that a text is, when it is written back as the same text: spaces and the order of members are
+/// part of a body too.
+fn as_json(text: &str) -> Option<Value> {
+    let value = serde_json::from_str::<Value>(text).ok()?;
+    let again = value.to_string();
+    (again == text).then_some(value)
 }
 
 #[cfg(test)]
