@@ -1,6 +1,5 @@
 //! Everything that is opened, checked and refused before the first message is taken.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use lapin::types::ShortString;
@@ -47,12 +46,8 @@ pub enum StartError {
         stored: String,
         configured: String,
     },
-    #[error("the plugin {path} of the consumer {consumer} cannot be loaded: {error}")]
-    Plugin {
-        consumer: String,
-        path: PathBuf,
-        error: LoadError,
-    },
+    #[error("the consumer {consumer} cannot be started: {error}")]
+    Plugin { consumer: String, error: LoadError },
     #[error(
         "the plugin of the consumer {consumer} begins with {needed} bytes of memory, and limits.memory is {limit}: every message would fail; raise it"
     )]
@@ -244,7 +239,6 @@ async fn load_plugins(config: &Config, lanes: usize) -> Result<Vec<Arc<Plugin>>,
             .expect("loading a component does not panic")
             .map_err(|error| StartError::Plugin {
                 consumer: settings.name.clone(),
-                path: settings.plugin.clone(),
                 error,
             })?;
         let needed = plugin.initial_memory_bytes();

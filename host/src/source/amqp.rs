@@ -222,6 +222,7 @@ impl AmqpSource {
                 },
                 () = self.feed.stop.cancelled(), if consuming => {
                     consuming = false;
+                    self.feed.consumer.metrics.up.set(0);
                     let cancelled =
                         acker.channel.basic_cancel(tag.clone(), BasicCancelOptions::default()).await;
                     cancelled.map_err(refused)?;

@@ -95,7 +95,11 @@ impl EmbeddedSource {
     ) -> Result<Duration, StoreError> {
         self.acknowledge(session, position, unsent).await?;
         let room = usize::from(self.feed.prefetch).saturating_sub(position.open.len());
-        if room == 0 || self.feed.stop.is_cancelled() {
+        if self.feed.stop.is_cancelled() {
+            self.feed.consumer.metrics.up.set(0);
+            return Ok(IDLE_PAUSE);
+        }
+        if room == 0 {
             return Ok(IDLE_PAUSE);
         }
         let limit = LOOK_MESSAGES.min(u32::try_from(room).unwrap_or(u32::MAX));
