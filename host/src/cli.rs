@@ -4,8 +4,10 @@
 //! went wrong is said once, on standard error, in words: what, where, what to do.
 
 mod access;
+mod bench;
 mod build;
 mod check;
+mod child;
 mod demo;
 mod migrate;
 mod parked;
@@ -62,6 +64,10 @@ pub enum Command {
     Demo(demo::Demo),
     #[command(hide = true)]
     DemoConsumer(demo::DemoConsumer),
+    /// Measure Hapax beside what else could consume the same messages
+    Bench(bench::BenchArgs),
+    #[command(hide = true)]
+    BenchConsumer(bench::BenchConsumer),
     /// Check the configuration and the plugins it names
     Check(check::CheckArgs),
     /// Bring the tables of the store up to date
@@ -86,7 +92,14 @@ impl Arguments {
 
 impl Command {
     pub fn needs_config(&self) -> bool {
-        !matches!(self, Self::Build(_) | Self::Demo(_) | Self::DemoConsumer(_))
+        !matches!(
+            self,
+            Self::Build(_)
+                | Self::Demo(_)
+                | Self::DemoConsumer(_)
+                | Self::Bench(_)
+                | Self::BenchConsumer(_)
+        )
     }
 
     pub fn is_daemon(&self) -> bool {
@@ -223,6 +236,8 @@ impl Command {
             }
             Self::Demo(demo) => demo::run(demo).await,
             Self::DemoConsumer(consumer) => demo::run_consumer(consumer).await,
+            Self::Bench(bench) => bench::run(bench).await,
+            Self::BenchConsumer(consumer) => bench::run_consumer(consumer).await,
             _ => Err(Error::usage("this command needs a configuration")),
         }
     }
@@ -237,7 +252,11 @@ pub async fn run(command: Command, config: Arc<Config>) -> Result<ExitCode, Erro
         Command::Publish(arguments) => publish::run(&arguments, config).await?,
         Command::Parked(command) => parked::run(command, config).await?,
         Command::Status(arguments) => status::run(&arguments, config).await?,
-        alone @ (Command::Build(_) | Command::Demo(_) | Command::DemoConsumer(_)) => {
+        alone @ (Command::Build(_)
+        | Command::Demo(_)
+        | Command::DemoConsumer(_)
+        | Command::Bench(_)
+        | Command::BenchConsumer(_)) => {
             return alone.run_alone().await;
         }
     }

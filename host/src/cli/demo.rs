@@ -4,18 +4,18 @@
 //! Owns the story. Everything it makes, on disk and on servers, carries a random name and is removed at
 //! the end, also after Ctrl-C. Touches nothing else.
 
-mod broker;
-mod checkout;
-mod database;
+pub(super) mod broker;
+pub(super) mod checkout;
+pub(super) mod database;
 mod hapax;
 mod life;
-mod orders;
-mod peer;
-mod place;
-mod process;
+pub(super) mod orders;
+pub(super) mod peer;
+pub(super) mod place;
+pub(super) mod process;
 mod progress;
 mod screen;
-mod sqlite;
+pub(super) mod sqlite;
 mod tally;
 
 use std::io;
@@ -88,7 +88,7 @@ pub struct Consumer {
 /// What only the person who typed the command can put right. Everything else that goes wrong on the way
 /// is an error of the demo itself.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+pub(super) enum Trouble {
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
@@ -96,7 +96,7 @@ enum Trouble {
 }
 
 /// What the shell reports of a command that Ctrl-C has ended.
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// Runs the demo. The exit code is 1 when Hapax has lost or doubled anything.
 pub async fn run(demo: Demo) -> Result<ExitCode, Error> {
@@ -119,7 +119,7 @@ async fn play(demo: &Demo) -> anyhow::Result<ExitCode> {
     };
     tokio::pin!(interrupted);
     let plugin = tokio::select! {
-        plugin = checkout::build_points() => plugin?,
+        plugin = checkout::build_plugin(checkout::POINTS) => plugin?,
         code = &mut interrupted => return Ok(code),
     };
     let place = Place::make(Surroundings {
@@ -138,7 +138,7 @@ async fn play(demo: &Demo) -> anyhow::Result<ExitCode> {
 }
 
 /// The error as the command line tells it, with its exit code.
-fn explain(error: anyhow::Error) -> Error {
+pub(super) fn explain(error: anyhow::Error) -> Error {
     let error = match error.downcast::<BuildError>() {
         Ok(error) => return error.into(),
         Err(error) => error,
@@ -245,7 +245,7 @@ impl Consumer {
 }
 
 /// `30%` or `30`.
-fn percent(text: &str) -> Result<f64, String> {
+pub(super) fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim();
     match number.parse::<f64>() {
         Ok(percent) if (0.0..=1_000.0).contains(&percent) => Ok(percent),

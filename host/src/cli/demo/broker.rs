@@ -14,7 +14,7 @@ use serde::Deserialize;
 pub use amqp::connect;
 pub use embedded::open_store;
 
-use super::orders::Orders;
+use super::orders::{Order, Orders};
 use super::place::{Contestant, Place};
 use super::tally::Event;
 use crate::message::Message;
@@ -49,6 +49,19 @@ pub async fn remove(place: &Place) -> anyhow::Result<()> {
     match &place.surroundings.amqp {
         Some(url) => amqp::remove(place, url).await,
         None => Ok(()),
+    }
+}
+
+/// An order as the embedded broker takes it.
+pub fn order_message(queue: &str, order: &Order) -> Message {
+    let properties = lapin::BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_message_id(order.order_id.as_str().into());
+    Message {
+        exchange: String::new(),
+        routing_key: queue.to_owned(),
+        properties,
+        body: order.to_json().into(),
     }
 }
 

@@ -45,7 +45,8 @@ pub fn options(url: &str, schema: Option<&str>) -> anyhow::Result<PgConnectOptio
     })
 }
 
-async fn connect(url: &str, schema: Option<&str>) -> anyhow::Result<PgConnection> {
+/// Connects, with a schema as the place of unqualified names.
+pub async fn connect(url: &str, schema: Option<&str>) -> anyhow::Result<PgConnection> {
     let options = options(url, schema)?;
     let host = options.get_host().to_owned();
     let connection = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options));

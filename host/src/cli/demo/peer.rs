@@ -6,8 +6,8 @@
 //! SIGTERM. Nothing in here sleeps, fails on purpose or looks at what the demo wants to see. What they lose
 //! and double, they lose and double because the flag and the work are two steps.
 
-mod amqp;
-mod embedded;
+pub mod amqp;
+pub mod embedded;
 mod flags;
 mod shop;
 
@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::orders::Order;
-use super::place::{self, Contestant, Place, Surroundings};
+use super::place::{self, Contestant, EVENTS, ORDERS, Place, Surroundings};
 use super::progress::Progress;
 use flags::Flags;
 use shop::Shop;
@@ -66,17 +66,17 @@ pub struct DemoConsumer {
 }
 
 /// A message that was delivered, and the number to acknowledge it by.
-struct Delivery {
-    tag: u64,
-    body: Vec<u8>,
+pub struct Delivery {
+    pub tag: u64,
+    pub body: Vec<u8>,
 }
 
 /// Resolves when the broker has said that an event is safe.
-type Confirm = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+pub type Confirm = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
 /// A broker, as a consumer sees it.
 #[async_trait]
-trait Queue: Send + Sync {
+pub trait Queue: Send + Sync {
     /// The next message. Waits for one. Cancel safe.
     async fn next(&self) -> anyhow::Result<Delivery>;
 
@@ -107,8 +107,15 @@ pub async fn run(arguments: DemoConsumer) -> anyhow::Result<()> {
     let mut stopped = signal(SignalKind::terminate())?;
     let surroundings = Surroundings::from_environment();
     let queue: Box<dyn Queue> = match &surroundings.amqp {
-        Some(url) => Box::new(amqp::Client::connect(url, &arguments.name).await?),
-        None => Box::new(embedded::Client::open(&arguments.dir.join(place::BROKER_FILE)).await?),
+        Some(url) => {
+            let [orders, events] =
+                [ORDERS, EVENTS].map(|queue| format!("{}.{queue}", arguments.name));
+            Box::new(amqp::Client::connect(url, &orders, &events).await?)
+        }
+        None => {
+            let file = arguments.dir.join(place::BROKER_FILE);
+            Box::new(embedded::Client::open(&file, ORDERS, EVENTS).await?)
+        }
     };
     let peer = Arc::new(Peer {
         strategy: arguments.strategy,

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lapin::BasicProperties;
 
-use super::{Event, Message, event};
+use super::{Event, event, order_message};
 use crate::cli::demo::orders::Orders;
 use crate::cli::demo::place::{Contestant, EVENTS, ORDERS, Place};
 use crate::cli::demo::sqlite;
@@ -53,18 +52,9 @@ async fn fill(file: &Path, orders: &Orders) -> anyhow::Result<()> {
     queues.declare(ORDERS).await?;
     queues.declare(EVENTS).await?;
     for chunk in orders.deliveries.chunks(CHUNK) {
-        let messages = chunk.iter().map(|order| {
-            let properties = BasicProperties::default()
-                .with_content_type("application/json".into())
-                .with_message_id(order.order_id.as_str().into());
-            let message = Message {
-                exchange: String::new(),
-                routing_key: ORDERS.to_owned(),
-                properties,
-                body: order.to_json().into(),
-            };
-            (ORDERS.to_owned(), message)
-        });
+        let messages = chunk
+            .iter()
+            .map(|order| (ORDERS.to_owned(), order_message(ORDERS, order)));
         let taken = queues.publish(&messages.collect::<Vec<_>>()).await?;
         ensure!(
             taken.iter().all(|taken| *taken),

@@ -14,7 +14,6 @@ use tokio::sync::Mutex;
 
 use super::{Confirm, Delivery, PREFETCH, Queue};
 use crate::cli::demo::broker;
-use crate::cli::demo::place::{EVENTS, ORDERS};
 
 pub struct Client {
     connection: Connection,
@@ -25,13 +24,13 @@ pub struct Client {
 }
 
 impl Client {
-    pub async fn connect(url: &str, name: &str) -> anyhow::Result<Self> {
+    /// Consumes `orders`, and publishes to the queue `events`.
+    pub async fn connect(url: &str, orders: &str, events: &str) -> anyhow::Result<Self> {
         let connection = broker::connect(url, "hapax demo consumer").await?;
         let incoming = connection.create_channel().await?;
         incoming
             .basic_qos(PREFETCH, BasicQosOptions::default())
             .await?;
-        let orders = format!("{name}.{ORDERS}");
         let consumer = incoming
             .basic_consume(
                 orders.into(),
@@ -44,13 +43,12 @@ impl Client {
         outgoing
             .confirm_select(ConfirmSelectOptions::default())
             .await?;
-        let events = format!("{name}.{EVENTS}");
         Ok(Self {
             connection,
             incoming,
             outgoing,
             consumer: Mutex::new(consumer),
-            events,
+            events: events.to_owned(),
         })
     }
 }

@@ -11,7 +11,6 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::{Confirm, Delivery, PREFETCH, Queue};
 use crate::cli::demo::broker;
-use crate::cli::demo::place::{EVENTS, ORDERS};
 use crate::message::Message;
 use crate::store::{Queues, Session};
 
@@ -32,11 +31,14 @@ enum Request {
 pub struct Client {
     requests: mpsc::UnboundedSender<Request>,
     deliveries: Mutex<mpsc::Receiver<Delivery>>,
+    events: String,
 }
 
 /// The task's side.
 struct Connection {
     session: Box<dyn Session>,
+    /// The queue that is consumed.
+    orders: String,
     requests: mpsc::UnboundedReceiver<Request>,
     deliveries: mpsc::Sender<Delivery>,
     last: i64,
@@ -44,12 +46,14 @@ struct Connection {
 }
 
 impl Client {
-    pub async fn open(file: &Path) -> anyhow::Result<Self> {
+    /// Consumes `orders`, and publishes to the queue `events`.
+    pub async fn open(file: &Path, orders: &str, events: &str) -> anyhow::Result<Self> {
         let session = broker::open_store(file)?.session("demo consumer").await?;
         let (requests, inbox) = mpsc::unbounded_channel();
         let (outbox, deliveries) = mpsc::channel(usize::from(PREFETCH));
         let connection = Connection {
             session,
+            orders: orders.to_owned(),
             requests: inbox,
             deliveries: outbox,
             last: 0,
@@ -64,6 +68,7 @@ impl Client {
         Ok(Self {
             requests,
             deliveries: Mutex::new(deliveries),
+            events: events.to_owned(),
         })
     }
 
@@ -83,7 +88,7 @@ impl Queue for Client {
         let (answer, confirm) = oneshot::channel();
         let message = Message {
             exchange: String::new(),
-            routing_key: EVENTS.to_owned(),
+            routing_key: self.events.clone(),
             properties,
             body: Bytes::from(body),
         };
@@ -139,11 +144,9 @@ impl Connection {
             return Ok(());
         }
         let after = self.last;
-        for queued in self
-            .queues()?
-            .deliver(ORDERS, after, u32::try_from(room)?)
-            .await?
-        {
+        let orders = self.orders.clone();
+        let room = u32::try_from(room)?;
+        for queued in self.queues()?.deliver(&orders, after, room).await? {
             self.last = queued.sequence;
             self.unacknowledged += 1;
             let tag = u64::try_from(queued.sequence)?;
@@ -163,7 +166,7 @@ impl Connection {
         for request in batch {
             match request {
                 Request::Publish(message, answer) => {
-                    events.push((EVENTS.to_owned(), *message));
+                    events.push((message.routing_key.clone(), *message));
                     confirms.push(answer);
                 }
                 Request::Ack(sequence) => acks.push(sequence),
@@ -178,7 +181,8 @@ impl Connection {
             }
         }
         if !acks.is_empty() {
-            self.queues()?.ack(ORDERS, &acks).await?;
+            let orders = self.orders.clone();
+            self.queues()?.ack(&orders, &acks).await?;
             self.unacknowledged -= acks.len();
         }
         Ok(close)
