@@ -130,6 +130,19 @@ pub struct Settlement<'a> {
     pub attempts: i32,
 }
 
+/// A plain `INSERT … VALUES` of one row whose values are all parameters, and many rows for it.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsInsert<'a> {
+    /// The statement for one row.
+    pub text: &'a str,
+    /// What stands before its `VALUES`.
+    pub head: &'a str,
+    /// Which parameter each column takes.
+    pub order: &'a [u16],
+    /// The parameters of each row.
+    pub rows: &'a [&'a [Value]],
+}
+
 /// What a row of `hapax_waiting` is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -541,6 +554,13 @@ pub trait Session: Send {
 
     /// Runs one prepared statement and returns the number of rows it touched.
     async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError>;
+
+    /// Runs a plain INSERT once for each row, as one statement. False, and nothing is done, where the dialect
+    /// or the types of this statement have no such form.
+    async fn insert_rows(&mut self, insert: RowsInsert<'_>) -> Result<bool, StoreError> {
+        let _ = insert;
+        Ok(false)
+    }
 
     // ---- the embedded broker ---------------------------------------------------------------------
 

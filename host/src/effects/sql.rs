@@ -8,7 +8,7 @@ pub mod rules;
 
 use std::sync::Arc;
 
-use crate::store::{Session, StoreError, Traits, Value};
+use crate::store::{RowsInsert, Session, StoreError, Traits, Value};
 
 use rules::Statement;
 
@@ -34,6 +34,9 @@ pub async fn write(
     deferred: &[Deferred],
 ) -> Result<(), StoreError> {
     for run in deferred.chunk_by(Deferred::merges_with) {
+        if write_rows(session, run).await? {
+            continue;
+        }
         let mut rest = run;
         while let Some(first) = rest.first() {
             let rows = chunk_rows(&first.statement, rest.len(), traits.max_parameters);
@@ -43,6 +46,32 @@ pub async fn write(
         }
     }
     Ok(())
+}
+
+/// Hands a run to the dialect as rows, where it can take them so.
+async fn write_rows(session: &mut dyn Session, run: &[Deferred]) -> Result<bool, StoreError> {
+    let [first, _, ..] = run else {
+        return Ok(false);
+    };
+    let Some((merge, head)) = first
+        .statement
+        .merge
+        .as_ref()
+        .and_then(|merge| Some((merge, merge.head()?)))
+    else {
+        return Ok(false);
+    };
+    let rows = run
+        .iter()
+        .map(|row| &*row.parameters)
+        .collect::<Vec<&[Value]>>();
+    let insert = RowsInsert {
+        text: &first.statement.text,
+        head,
+        order: merge.parameter_order(),
+        rows: &rows,
+    };
+    session.insert_rows(insert).await
 }
 
 async fn write_chunk(session: &mut dyn Session, chunk: &[Deferred]) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@ mod guest;
 mod ledger;
 mod numeric;
 mod outbox;
+mod rows;
 mod session;
 mod state;
 mod waiting;

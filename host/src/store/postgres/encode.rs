@@ -55,6 +55,38 @@ const TIMES: std::ops::Range<i64> = -211_813_488_000_000_000..9_223_371_331_200_
 /// One parameter, ready to send.
 pub(super) struct Encoded(Option<Vec<u8>>);
 
+impl Encoded {
+    /// An array of one dimension, from its elements. Source: `array_send` in `src/backend/utils/adt/arrayfuncs.c`
+    /// of Postgres.
+    pub fn array(element: u32, values: &[Self]) -> Self {
+        const DIMENSIONS: i32 = 1;
+        const FIRST_INDEX: i32 = 1;
+        const NULL: i32 = -1;
+        let has_null = i32::from(values.iter().any(|value| value.0.is_none()));
+        let size: usize = values
+            .iter()
+            .map(|value| 4 + value.0.as_ref().map_or(0, Vec::len))
+            .sum();
+        let mut bytes = Vec::with_capacity(20 + size);
+        let length = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+        bytes.extend_from_slice(&DIMENSIONS.to_be_bytes());
+        bytes.extend_from_slice(&has_null.to_be_bytes());
+        bytes.extend_from_slice(&element.to_be_bytes());
+        bytes.extend_from_slice(&length(values.len()).to_be_bytes());
+        bytes.extend_from_slice(&FIRST_INDEX.to_be_bytes());
+        for value in values {
+            match &value.0 {
+                Some(value) => {
+                    bytes.extend_from_slice(&length(value.len()).to_be_bytes());
+                    bytes.extend_from_slice(value);
+                }
+                None => bytes.extend_from_slice(&NULL.to_be_bytes()),
+            }
+        }
+        Self(Some(bytes))
+    }
+}
+
 impl Type<Postgres> for Encoded {
     // Not sent: the statement was prepared with the types that the server inferred.
     fn type_info() -> PgTypeInfo {

@@ -82,7 +82,7 @@ impl PostgresSession {
     }
 
     /// One round trip for a text that the connection has not seen lately, else none.
-    async fn prepare(&mut self, statement: &str) -> Result<PgStatement, StoreError> {
+    pub(super) async fn prepare(&mut self, statement: &str) -> Result<PgStatement, StoreError> {
         let mut connection = self.lend()?;
         let result = connection
             .prepare(AssertSqlSafe(statement).into_sql_str())

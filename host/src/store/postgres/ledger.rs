@@ -1,8 +1,10 @@
 //! The statements of `hapax_ledger`.
 //!
-//! `claim` writes the final fate at once, so that `finish` has nothing to rewrite: it counts the rows whose
-//! `xmin` is this very transaction. That holds because claims, takes and settlements are made before or
-//! outside any savepoint; a row written under one carries the number of the subtransaction instead.
+//! `claim` writes the final fate at once, so that `finish` has nothing to rewrite. Claims and takes answer the
+//! number of their transaction; `finish` counts what they claimed, and COMMIT is sent behind a check that
+//! the transaction still has that number. Rows that it has claimed can then not be missing: no claim is made
+//! under a savepoint, and nothing but the host writes the table. Looking for the rows would cost a scan of
+//! the whole table as long as the planner takes it for small.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -12,6 +14,45 @@ use crate::store::stored::{broken, timestamp_seconds};
 use crate::store::{
     Claim, ClaimRule, ConsumerId, Entry, Fate, Session, Settlement, StoreError, stored,
 };
+
+/// The keys that the open transaction has claimed.
+#[derive(Default)]
+pub(super) struct Claims {
+    /// The number of the transaction that claimed them, by the server.
+    transaction: Option<i64>,
+    keys: HashSet<Box<[u8]>>,
+}
+
+impl Claims {
+    /// Notes a key that a statement has claimed, in a transaction of that number.
+    fn add(&mut self, transaction: i64, key: &[u8]) -> Result<(), StoreError> {
+        if *self.transaction.get_or_insert(transaction) != transaction {
+            return Err(StoreError::TransactionLost(
+                "an earlier claim was made in another transaction".to_owned(),
+            ));
+        }
+        self.keys.insert(key.into());
+        Ok(())
+    }
+
+    fn has(&self, key: &[u8]) -> bool {
+        self.keys.contains(key)
+    }
+
+    /// A command that fails unless the claims belong to the open transaction.
+    pub(super) fn check(&self) -> String {
+        self.transaction
+            .map(|number| {
+                format!("SELECT 1 / coalesce((txid_current_if_assigned() = {number})::int, 0); ")
+            })
+            .unwrap_or_default()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.transaction = None;
+        self.keys.clear();
+    }
+}
 
 /// Seconds for `interval '1 second'`.
 pub(super) fn seconds(duration: Duration) -> f64 {
@@ -38,7 +79,7 @@ impl PostgresSession {
                  greatest(now(), to_timestamp(c.at)) + $3::float8 * interval '1 second' \
                  FROM unnest($4::bytea[], $5::bytea[], $6::int[], $7::bigint[]) \
                  AS c (key, fingerprint, attempts, at) \
-                 ON CONFLICT DO NOTHING RETURNING key",
+                 ON CONFLICT DO NOTHING RETURNING txid_current(), key",
             )
             .bind(rule.consumer.0)
             .bind(rule.plugin)
@@ -47,15 +88,12 @@ impl PostgresSession {
             .bind(fingerprints)
             .bind(attempts)
             .bind(times);
+        self.without_savepoint()?;
         let rows = self.rows(insert).await?;
-        if rows.len() == claims.len() {
-            return Ok(vec![true; claims.len()]);
+        for row in &rows {
+            self.claims.add(column(row, 0)?, column(row, 1)?)?;
         }
-        let new = rows
-            .iter()
-            .map(|row| column(row, 0))
-            .collect::<Result<HashSet<&[u8]>, _>>()?;
-        Ok(keys.iter().map(|key| new.contains(key)).collect())
+        Ok(keys.iter().map(|key| self.claims.has(key)).collect())
     }
 
     pub(super) async fn ledger_entries(
@@ -68,6 +106,7 @@ impl PostgresSession {
                 "SELECT key, fate, fingerprint, attempts FROM @hapax_ledger \
                  WHERE consumer = $1 AND key = ANY($2::bytea[])",
             )
+            .persistent(false)
             .bind(consumer.0)
             .bind(keys);
         let mut found = HashMap::new();
@@ -94,7 +133,7 @@ impl PostgresSession {
             .statement(
                 "UPDATE @hapax_ledger SET fate = 1, attempts = $4, fingerprint = $5, plugin = $6, \
                  expires_at = greatest(now(), to_timestamp($7::bigint)) + $8::float8 * interval '1 second' \
-                 WHERE consumer = $1 AND key = $2 AND fate = $3",
+                 WHERE consumer = $1 AND key = $2 AND fate = $3 RETURNING txid_current()",
             )
             .bind(rule.consumer.0)
             .bind(claim.key)
@@ -104,7 +143,22 @@ impl PostgresSession {
             .bind(rule.plugin)
             .bind(timestamp_seconds(claim.timestamp_seconds))
             .bind(rule.retention.map(seconds));
-        Ok(self.touch(update).await? == 1)
+        self.without_savepoint()?;
+        let Some(row) = self.row(update).await? else {
+            return Ok(false);
+        };
+        self.claims.add(column(&row, 0)?, claim.key)?;
+        Ok(true)
+    }
+
+    /// What is claimed under a savepoint would be undone with it.
+    fn without_savepoint(&self) -> Result<(), StoreError> {
+        if self.savepoints.is_empty() {
+            return Ok(());
+        }
+        Err(StoreError::Broken(
+            "a key is claimed under a savepoint".to_owned(),
+        ))
     }
 
     pub(super) async fn ledger_settle(
@@ -131,6 +185,7 @@ impl PostgresSession {
                  WHERE l.consumer = $1 AND l.key = ANY($2::bytea[]) AND l.key = s.key \
                  AND l.xmin = pg_current_xact_id()::xid",
             )
+            .persistent(false)
             .bind(consumer.0)
             .bind(keys)
             .bind(fates)
@@ -138,19 +193,9 @@ impl PostgresSession {
         self.touch(update).await
     }
 
-    pub(super) async fn ledger_finish(
-        &mut self,
-        consumer: ConsumerId,
-        keys: &[&[u8]],
-    ) -> Result<u64, StoreError> {
-        let select = self
-            .statement(
-                "SELECT count(*) FROM @hapax_ledger \
-                 WHERE consumer = $1 AND key = ANY($2::bytea[]) AND xmin = pg_current_xact_id()::xid",
-            )
-            .bind(consumer.0)
-            .bind(keys);
-        self.count(select).await
+    pub(super) fn ledger_finish(&mut self, keys: &[&[u8]]) -> Result<u64, StoreError> {
+        self.usable()?;
+        Ok(keys.iter().filter(|key| self.claims.has(key)).count() as u64)
     }
 
     pub(super) async fn ledger_record_start(

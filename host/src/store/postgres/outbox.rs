@@ -204,6 +204,7 @@ impl PostgresSession {
     pub(super) async fn delete_outbox(&mut self, sequences: &[i64]) -> Result<(), StoreError> {
         let delete = self
             .statement("DELETE FROM @hapax_outbox WHERE sequence = ANY($1::bigint[])")
+            .persistent(false)
             .bind(sequences);
         self.touch(delete).await.map(|_| ())
     }

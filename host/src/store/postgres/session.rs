@@ -15,10 +15,11 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
 
 use super::errors::Refusal;
+use super::ledger::Claims;
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Rows, Session, Settlement, Status, StoreError, Value, WaitingFilter,
-    WaitingRecord, WaitingRow,
+    OutboxRecord, OutboxRow, Rows, RowsInsert, Session, Settlement, Status, StoreError, Value,
+    WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
@@ -35,7 +36,8 @@ pub(super) struct PostgresSession {
     open: bool,
     /// An error was not undone by a savepoint: only ROLLBACK may follow.
     failed: bool,
-    savepoints: Vec<&'static str>,
+    pub(super) savepoints: Vec<&'static str>,
+    pub(super) claims: Claims,
     /// A table under a prepared statement has changed: prepare all of them again.
     stale_plans: bool,
     schema: Arc<str>,
@@ -52,6 +54,7 @@ impl PostgresSession {
             open: false,
             failed: false,
             savepoints: Vec::new(),
+            claims: Claims::default(),
             stale_plans: false,
             schema,
             texts: HashMap::new(),
@@ -71,11 +74,17 @@ impl PostgresSession {
         sqlx::query(AssertSqlSafe(Arc::clone(text)))
     }
 
-    /// Lends the connection for one statement, unless the transaction is dead.
-    pub(super) fn lend(&mut self) -> Result<PgConnection, StoreError> {
+    /// Refuses to go on in a transaction that is dead.
+    pub(super) fn usable(&self) -> Result<(), StoreError> {
         if self.open && (self.failed || self.connection.is_none()) {
             return Err(StoreError::TransactionLost(self.why_over()));
         }
+        Ok(())
+    }
+
+    /// Lends the connection for one statement, unless the transaction is dead.
+    pub(super) fn lend(&mut self) -> Result<PgConnection, StoreError> {
+        self.usable()?;
         self.connection
             .take()
             .ok_or_else(|| StoreError::Unavailable(self.lost.clone()))
@@ -174,6 +183,7 @@ impl PostgresSession {
         self.open = false;
         self.failed = false;
         self.savepoints.clear();
+        self.claims.clear();
     }
 
     /// Sends a command whether or not the transaction is dead. Its failure costs the connection, because
@@ -213,6 +223,12 @@ impl PostgresSession {
     /// The answer to COMMIT was an error.
     fn uncommitted(&mut self, connection: PgConnection, refusal: Refusal) -> StoreError {
         match refusal.error {
+            // What the check before COMMIT answers when the claims are in another transaction.
+            StoreError::Statement { code, .. } if code == "22012" => {
+                self.failed = true;
+                self.connection = Some(connection);
+                StoreError::TransactionLost("the claims are in another transaction".to_owned())
+            }
             error @ StoreError::TransactionLost(_) => {
                 self.failed = true;
                 self.connection = Some(connection);
@@ -267,9 +283,9 @@ impl Session for PostgresSession {
         // Postgres answers COMMIT of a dead transaction with the tag ROLLBACK and no error; SET LOCAL
         // fails there instead, and nothing after it is run. The timeout must not fire while COMMIT waits
         // for a standby: it would end the wait with a warning, and the commit would look replicated.
-        let result = connection
-            .execute("SET LOCAL statement_timeout = 0; COMMIT")
-            .await;
+        let check = self.claims.check();
+        let commit = format!("{check}SET LOCAL statement_timeout = 0; COMMIT");
+        let result = connection.execute(AssertSqlSafe(commit)).await;
         match result {
             Ok(_) => {
                 self.connection = Some(connection);
@@ -362,7 +378,9 @@ impl Session for PostgresSession {
     }
 
     async fn finish(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
-        self.ledger_finish(consumer, keys).await
+        // The keys of a session's transactions are those of one lane, and so of one consumer.
+        let _ = consumer;
+        self.ledger_finish(keys)
     }
 
     async fn record_start(
@@ -540,6 +558,10 @@ impl Session for PostgresSession {
     ) -> Result<Rows, StoreError> {
         self.guest_query(statement, parameters, max_rows, max_bytes)
             .await
+    }
+
+    async fn insert_rows(&mut self, insert: RowsInsert<'_>) -> Result<bool, StoreError> {
+        self.guest_insert_rows(insert).await
     }
 
     async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError> {

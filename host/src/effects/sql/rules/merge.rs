@@ -22,6 +22,8 @@ pub enum RowPart {
 pub struct Merge {
     /// The text up to the first row, such as `INSERT INTO t (a, b) VALUES `.
     pub prefix: String,
+    /// How much of it stands before `VALUES`.
+    head: usize,
     /// The values of one row, in order.
     pub row: Vec<RowPart>,
     order: Vec<u16>,
@@ -46,6 +48,12 @@ impl Merge {
     /// Which of a message's parameters each placeholder of its row takes, in order; one may appear twice.
     pub fn parameter_order(&self) -> &[u16] {
         &self.order
+    }
+
+    /// The text up to `VALUES`, such as `INSERT INTO t (a, b) `, when every value is a parameter: then the rows
+    /// may come from anywhere.
+    pub fn head(&self) -> Option<&str> {
+        (self.order.len() == self.row.len()).then(|| &self.prefix[..self.head])
     }
 
     fn render_with(&self, rows: usize, parameter: impl Fn(&mut String, usize)) -> String {
@@ -89,6 +97,7 @@ pub(super) fn shape(pieces: &Pieces) -> Option<Merge> {
         columns += 1;
     }
     at.word(")")?;
+    let head = pieces.get(at.index)?.start;
     at.word("values")?;
     let row_start = pieces.get(at.index)?.start;
     at.word("(")?;
@@ -109,6 +118,7 @@ pub(super) fn shape(pieces: &Pieces) -> Option<Merge> {
         .collect();
     Some(Merge {
         prefix: pieces.text[..row_start].to_owned(),
+        head,
         row,
         order,
     })
