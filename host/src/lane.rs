@@ -34,6 +34,11 @@ const MAX_POISON: u32 = 3;
 /// Batches that run with savepoints after one that needed them.
 const CAUTIOUS_BATCHES: u32 = 16;
 
+/// While it is behind, a lane lets a batch fill for this share of the time that the last one took, and for
+/// no longer than the maximum: it costs less than what a fuller batch saves.
+const LINGER_SHARE: u32 = 4;
+const LINGER_MAX: Duration = Duration::from_millis(3);
+
 /// The lane was told to stop while it waited for the world; what it held is not acknowledged.
 struct Stopped;
 
@@ -69,6 +74,8 @@ pub struct Lane {
     cautious: u32,
     /// How many messages a batch may hold at the moment: halved by conflicts, grown by success.
     width: usize,
+    /// How long a batch may fill while the lane is behind.
+    linger: Duration,
     stop: CancellationToken,
 }
 
@@ -90,6 +97,7 @@ impl Lane {
             later: Vec::new(),
             cautious: 0,
             width,
+            linger: Duration::ZERO,
             stop,
         }
     }
@@ -120,7 +128,7 @@ impl Lane {
         let batch = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Ended::Stopped),
-            batch = self.inbox.next(limits, patience) => batch.ok_or(Ended::Stopped)?,
+            batch = self.inbox.next(limits, patience, self.linger) => batch.ok_or(Ended::Stopped)?,
         };
         // A full outbox is back-pressure: nothing is run whose messages could not leave.
         tokio::select! {
@@ -457,6 +465,7 @@ impl Lane {
     /// Batches that took too long get narrower, others may grow.
     fn widen(&mut self, elapsed: Duration, messages: usize) {
         let limits = self.consumer.batch;
+        self.linger = (elapsed / LINGER_SHARE).min(LINGER_MAX);
         let share = limits.time.as_secs_f64() / elapsed.as_secs_f64().max(1e-6);
         self.width = if share < 1.0 {
             ((messages as f64 * share) as usize).max(1)

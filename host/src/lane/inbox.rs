@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::consumer::BatchLimits;
 
@@ -42,25 +42,45 @@ impl Lanes {
 impl Inbox {
     /// The next batch: waits for one work, at most `patience` if there is one, and then takes what is
     /// ready. `None` when nobody will ever send again.
+    ///
+    /// A lane that finds work waiting is behind, and small batches would keep it there: it lets the batch
+    /// fill for `linger`. One that had to wait for its first work does not.
     pub async fn next(
         &mut self,
         limits: BatchLimits,
         patience: Option<Duration>,
+        linger: Duration,
     ) -> Option<Vec<Work>> {
-        let first = match patience {
-            None => self.0.recv().await?,
-            Some(patience) => {
-                match tokio::time::timeout_at(Instant::now() + patience, self.0.recv()).await {
-                    Ok(work) => work?,
-                    Err(_) => return Some(Vec::new()),
-                }
+        let (first, behind) = match self.0.try_recv() {
+            Ok(work) => (work, true),
+            Err(_) => {
+                let work = match patience {
+                    None => self.0.recv().await?,
+                    Some(patience) => match timeout(patience, self.0.recv()).await {
+                        Ok(work) => work?,
+                        Err(_) => return Some(Vec::new()),
+                    },
+                };
+                // Whoever sent it may be in the middle of more.
+                tokio::task::yield_now().await;
+                (work, false)
             }
         };
         let mut bytes = first.item.message.size_bytes() as u64;
         let mut batch = Vec::with_capacity(limits.messages.min(self.0.len() + 1));
         batch.push(first);
+        let deadline = Instant::now() + linger;
         while batch.len() < limits.messages && bytes < limits.bytes {
-            let Ok(work) = self.0.try_recv() else { break };
+            let work = match self.0.try_recv() {
+                Ok(work) => work,
+                Err(_) if behind && !linger.is_zero() => {
+                    match timeout_at(deadline, self.0.recv()).await {
+                        Ok(Some(work)) => work,
+                        _ => break,
+                    }
+                }
+                Err(_) => break,
+            };
             bytes += work.item.message.size_bytes() as u64;
             batch.push(work);
         }
