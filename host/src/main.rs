@@ -6,10 +6,6 @@ use std::sync::Arc;
 use hapax::cli::{self, Arguments, Error};
 use hapax::{config, telemetry};
 
-/// Each message is many small allocations that are made on one thread and freed on another.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[tokio::main]
 async fn main() -> ExitCode {
     match Arguments::read(std::env::args_os()) {

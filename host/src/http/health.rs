@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -20,6 +20,9 @@ use crate::store::{OutboxDepth, Session, Store, StoreError};
 
 /// Probes give up after a second or more; the answer should be there before.
 const STORE_PATIENCE: Duration = Duration::from_millis(800);
+
+/// The outbox is counted no more often than this.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// What is known of the consumers without asking anybody.
 pub struct Readiness {
@@ -87,6 +90,8 @@ struct Health {
     store: Arc<dyn Store>,
     /// Kept, so that a probe costs one round trip.
     session: tokio::sync::Mutex<Option<Box<dyn Session>>>,
+    /// When the outbox was counted last.
+    counted: Mutex<Option<Instant>>,
 }
 
 pub(super) fn router(metrics: Metrics, readiness: Arc<Readiness>, store: Arc<dyn Store>) -> Router {
@@ -95,6 +100,7 @@ pub(super) fn router(metrics: Metrics, readiness: Arc<Readiness>, store: Arc<dyn
         readiness,
         store,
         session: tokio::sync::Mutex::new(None),
+        counted: Mutex::new(None),
     };
     Router::new()
         .route("/healthz", get(async || "alive\n"))
@@ -128,17 +134,30 @@ async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
 }
 
 async fn metrics_text(State(health): State<Arc<Health>>) -> impl IntoResponse {
-    // Counted when somebody looks, so that the figure is as old as the answer. A store that does not
-    // answer leaves the last figure.
-    let depth = health.outbox_depth();
-    if let Ok(Ok(depth)) = tokio::time::timeout(STORE_PATIENCE, depth).await {
-        health.metrics.relay().observe_depth(depth);
+    // Counted when somebody looks, but not again at once: counting a long outbox takes a while. A store that
+    // does not answer leaves the last figure.
+    if health.may_count() {
+        let depth = health.outbox_depth();
+        if let Ok(Ok(depth)) = tokio::time::timeout(STORE_PATIENCE, depth).await {
+            health.metrics.relay().observe_depth(depth);
+        }
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], health.metrics.render())
 }
 
 impl Health {
+    /// Whether the outbox was not counted lately; then it is now.
+    fn may_count(&self) -> bool {
+        let now = Instant::now();
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.is_some_and(|last| now.duration_since(last) < COUNT_EVERY) {
+            return false;
+        }
+        *counted = Some(now);
+        true
+    }
+
     async fn ping(&self) -> Result<(), StoreError> {
         let mut slot = self.session.lock().await;
         let mut session = self.take(&mut slot).await?;

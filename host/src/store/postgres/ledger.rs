@@ -101,10 +101,12 @@ impl PostgresSession {
         consumer: ConsumerId,
         keys: &[&[u8]],
     ) -> Result<Vec<Option<Entry>>, StoreError> {
+        // One look into the index for each key, planned anew: for as long as the table was not analyzed, or
+        // when a plan was kept from its first days, the planner would rather read all of the consumer.
         let select = self
             .statement(
-                "SELECT key, fate, fingerprint, attempts FROM @hapax_ledger \
-                 WHERE consumer = $1 AND key = ANY($2::bytea[])",
+                "SELECT l.key, l.fate, l.fingerprint, l.attempts FROM unnest($2::bytea[]) AS k (key) \
+                 CROSS JOIN LATERAL (SELECT * FROM @hapax_ledger WHERE consumer = $1 AND key = k.key LIMIT 1) AS l",
             )
             .persistent(false)
             .bind(consumer.0)
@@ -166,31 +168,34 @@ impl PostgresSession {
         consumer: ConsumerId,
         settlements: &[Settlement<'_>],
     ) -> Result<u64, StoreError> {
-        let keys: Vec<&[u8]> = settlements
+        let claimed = settlements
             .iter()
-            .map(|settlement| settlement.key)
-            .collect();
-        let fates: Vec<i16> = settlements
+            .filter(|settlement| self.claims.has(settlement.key))
+            .collect::<Vec<_>>();
+        let keys: Vec<&[u8]> = claimed.iter().map(|settlement| settlement.key).collect();
+        let fates: Vec<i16> = claimed
             .iter()
             .map(|settlement| settlement.fate as i16)
             .collect();
-        let attempts: Vec<i32> = settlements
+        let attempts: Vec<i32> = claimed
             .iter()
             .map(|settlement| settlement.attempts)
             .collect();
-        let update = self
+        // What this transaction has claimed is there: the insert always meets it, and finds it by the index
+        // whatever the planner thinks of the table.
+        let upsert = self
             .statement(
-                "UPDATE @hapax_ledger l SET fate = s.fate, attempts = s.attempts \
+                "INSERT INTO @hapax_ledger AS l (consumer, key, fate, attempts, fingerprint, plugin) \
+                 SELECT $1, s.key, s.fate, s.attempts, '', '' \
                  FROM unnest($2::bytea[], $3::smallint[], $4::int[]) AS s (key, fate, attempts) \
-                 WHERE l.consumer = $1 AND l.key = ANY($2::bytea[]) AND l.key = s.key \
-                 AND l.xmin = pg_current_xact_id()::xid",
+                 ON CONFLICT (consumer, key) DO UPDATE \
+                 SET fate = excluded.fate, attempts = excluded.attempts",
             )
-            .persistent(false)
             .bind(consumer.0)
             .bind(keys)
             .bind(fates)
             .bind(attempts);
-        self.touch(update).await
+        self.touch(upsert).await
     }
 
     pub(super) fn ledger_finish(&mut self, keys: &[&[u8]]) -> Result<u64, StoreError> {
