@@ -26,6 +26,7 @@ pub struct Consumer {
     pub environment: Arc<Environment>,
     pub metrics: ConsumerMetrics,
     plugin: watch::Receiver<Arc<Plugin>>,
+    pause: std::sync::Mutex<Option<String>>,
 }
 
 /// When a batch is full.
@@ -76,7 +77,20 @@ impl Consumer {
             environment,
             metrics,
             plugin,
+            pause: std::sync::Mutex::default(),
         }
+    }
+
+    pub fn pause(&self, reason: &str) {
+        *self.pause.lock().expect("no panic") = Some(reason.to_owned());
+    }
+
+    pub fn resume(&self) {
+        *self.pause.lock().expect("no panic") = None;
+    }
+
+    pub fn paused(&self) -> Option<String> {
+        self.pause.lock().expect("no panic").clone()
     }
 
     /// The component that new batches run on.

@@ -4,6 +4,7 @@
 //! whose invariants break is stopped alone, loudly; the others go on.
 
 mod start;
+mod watch;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,7 +25,10 @@ use crate::source::embedded::EmbeddedSource;
 use crate::store::Store;
 use crate::{sweep, waiting};
 
+use watch::{Watch, Watched};
+
 pub use start::{StartError, broker_address, open_store, rules};
+pub use watch::reason as pause_reason;
 
 /// Works that an inbox holds beside the prefetch: rows of `hapax_waiting` that were handed over.
 const WAITING_CAPACITY: usize = 256;
@@ -78,6 +82,7 @@ impl Host {
             parts.publisher,
             metrics.relay().clone(),
         );
+        let mut watched = Vec::with_capacity(parts.consumers.len());
         let mut host = Self {
             stop: CancellationToken::new(),
             finish: CancellationToken::new(),
@@ -92,14 +97,19 @@ impl Host {
         };
         host.relay = tokio::spawn(relay.run(host.drain_relay.clone(), host.give_up.clone()));
         for (consumer, settings) in parts.consumers {
+            let stop = host.stop.child_token();
+            watched.push(Watched::new(&consumer, settings, stop.clone()));
             host.start_consumer(
                 consumer,
                 settings,
+                stop,
                 &handle,
                 parts.broker.as_ref(),
                 &readiness,
             );
         }
+        let watch = Watch::new(Arc::clone(&parts.store), parts.session, watched, readiness);
+        host.workers.spawn(watch.run(host.stop.clone()));
         Ok(host)
     }
 
@@ -107,12 +117,12 @@ impl Host {
         &mut self,
         consumer: Arc<Consumer>,
         settings: &config::Consumer,
+        // A consumer of its own accord stops with its token; all of them stop with the host's.
+        stop: CancellationToken,
         relay: &RelayHandle,
         broker: Option<&crate::amqp::Address>,
         readiness: &Arc<Readiness>,
     ) {
-        // A consumer of its own accord stops with its token; all of them stop with the host's.
-        let stop = self.stop.child_token();
         let capacity = usize::from(settings.prefetch) + WAITING_CAPACITY;
         let (lanes, inboxes) = Lanes::new(settings.lanes, capacity);
         for (number, inbox) in inboxes.into_iter().enumerate() {

@@ -7,7 +7,9 @@
 //! Times are the database's: a caller passes durations, the dialect adds them to its own clock.
 
 mod error;
+mod queues;
 mod stored;
+mod upkeep;
 mod value;
 
 pub mod migrate;
@@ -18,6 +20,11 @@ pub mod sqlite;
 mod contract;
 
 pub use error::{Constraint, ConstraintKind, StoreError};
+pub use queues::{QueuedMessage, Queues};
+pub use upkeep::{
+    ConsumerMarks, JOURNAL_ENTRIES, JournalEntry, LedgerPage, LedgerRecord, Mark, OutboxFilter,
+    OutboxListing, Pause, Upkeep,
+};
 pub use value::{Column, Rows, Value};
 
 use std::sync::Arc;
@@ -201,6 +208,13 @@ pub struct WaitingFilter {
     /// The first bytes of the id, so that a person can type them.
     pub id_prefix: Option<Vec<u8>>,
     pub key: Option<Vec<u8>>,
+    /// Failed last in this span, microseconds since the Unix epoch; the end is not in it.
+    pub since: Option<i64>,
+    pub until: Option<i64>,
+    /// Rows after this one in the order of the list: when it failed, and its id.
+    pub after: Option<(i64, Vec<u8>)>,
+    /// Leave the bodies away; they come back empty.
+    pub without_bodies: bool,
     pub limit: u32,
 }
 
@@ -542,42 +556,15 @@ pub trait Session: Send {
     /// Runs one prepared statement and returns the number of rows it touched.
     async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError>;
 
+    // ---- operators -------------------------------------------------------------------------------
+
+    /// The same session at an operator's hands.
+    fn upkeep(&mut self) -> &mut dyn Upkeep;
+
     // ---- the embedded broker ---------------------------------------------------------------------
 
     /// Where this store also holds queues, the way to them. Only SQLite does.
     fn queues(&mut self) -> Option<&mut dyn Queues> {
         None
     }
-}
-
-/// A queue's message as the embedded broker keeps it.
-#[derive(Clone, Debug)]
-pub struct QueuedMessage {
-    pub sequence: i64,
-    pub deliveries: i32,
-    pub message: Message,
-}
-
-/// The durable queues of the embedded broker. Each call is a transaction of its own.
-#[async_trait]
-pub trait Queues: Send {
-    /// Makes a queue; nothing happens when it is there.
-    async fn declare(&mut self, queue: &str) -> Result<(), StoreError>;
-
-    /// Whether the queue is there, and how many messages it holds.
-    async fn depth(&mut self, queue: &str) -> Result<Option<u64>, StoreError>;
-
-    /// Appends messages; false, and nothing is kept, for those whose queue is not there.
-    async fn publish(&mut self, messages: &[(String, Message)]) -> Result<Vec<bool>, StoreError>;
-
-    /// The next messages after `after`, in order, each with its deliveries counted up.
-    async fn deliver(
-        &mut self,
-        queue: &str,
-        after: i64,
-        limit: u32,
-    ) -> Result<Vec<QueuedMessage>, StoreError>;
-
-    /// Removes acknowledged messages.
-    async fn ack(&mut self, queue: &str, sequences: &[i64]) -> Result<(), StoreError>;
 }

@@ -12,7 +12,10 @@ CREATE TABLE hapax_consumer (
     key_rule         TEXT NOT NULL,
     fingerprint_rule TEXT NOT NULL,
     generation       INTEGER NOT NULL DEFAULT 0,
-    horizon          TIMESTAMPTZ
+    horizon          TIMESTAMPTZ,
+    paused_at        TIMESTAMPTZ,
+    paused_by        TEXT,
+    paused_why       TEXT
 );
 
 -- fate: 1 committed, 2 waiting, 3 parked, 4 discarded, 5 started
@@ -85,4 +88,15 @@ CREATE TABLE hapax_state (
     value    BYTEA NOT NULL,
     version  BIGINT NOT NULL,
     PRIMARY KEY (consumer, key)
+);
+
+-- What operators did that no other table tells. Bounded: the oldest entries go.
+CREATE TABLE hapax_journal (
+    id       BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at       TIMESTAMPTZ NOT NULL,
+    actor    TEXT NOT NULL,
+    action   TEXT NOT NULL,
+    consumer INTEGER,
+    key      BYTEA,
+    why      TEXT NOT NULL
 );

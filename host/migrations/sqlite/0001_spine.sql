@@ -12,7 +12,10 @@ CREATE TABLE hapax_consumer (
     key_rule         TEXT NOT NULL,
     fingerprint_rule TEXT NOT NULL,
     generation       INTEGER NOT NULL DEFAULT 0,
-    horizon          INTEGER
+    horizon          INTEGER,
+    paused_at        INTEGER,
+    paused_by        TEXT,
+    paused_why       TEXT
 );
 
 -- fate: 1 committed, 2 waiting, 3 parked, 4 discarded, 5 started. Zero and below exist only inside the
@@ -87,6 +90,17 @@ CREATE TABLE hapax_state (
     version  INTEGER NOT NULL,
     PRIMARY KEY (consumer, key)
 ) WITHOUT ROWID;
+
+-- What operators did that no other table tells. Bounded: the oldest entries go.
+CREATE TABLE hapax_journal (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    at       INTEGER NOT NULL,
+    actor    TEXT NOT NULL,
+    action   TEXT NOT NULL,
+    consumer INTEGER,
+    key      BLOB,
+    why      TEXT NOT NULL
+);
 
 -- The embedded broker.
 CREATE TABLE hapax_queue (

@@ -105,9 +105,15 @@ impl Pass<'_> {
                 .as_ref()
                 .map(|identity| identity.partition)
                 .unwrap_or_default();
-            let mut kept = [0; FINGERPRINT_BYTES];
-            let length = kept.len().min(fingerprint.len());
-            kept[..length].copy_from_slice(&fingerprint[..length]);
+            // A row whose fingerprint was made unknown has the one of its message by the present rule.
+            let mut kept = item
+                .identity
+                .as_ref()
+                .map(|identity| identity.fingerprint)
+                .unwrap_or([0; FINGERPRINT_BYTES]);
+            if fingerprint.len() == kept.len() {
+                kept.copy_from_slice(&fingerprint);
+            }
             item.identity = Ok(Identity {
                 key: key.clone(),
                 partition,

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use lapin::types::ShortString;
-use tokio::sync::watch;
 
 use crate::amqp::{Address, ConnectError};
 use crate::config::{self, BrokerKind, Config, StoreKind};
@@ -18,9 +17,11 @@ use crate::sandbox::{
 };
 use crate::source::amqp::{QueueError, prepare};
 use crate::store::{
-    ConsumerRow, Dialect, HostId, SessionOptions, Store, StoreError, postgres::PostgresStore,
-    sqlite::SqliteStore,
+    ConsumerRow, Dialect, HostId, Session, SessionOptions, Store, StoreError,
+    postgres::PostgresStore, sqlite::SqliteStore,
 };
+
+use super::watch;
 
 /// SQL texts that a consumer's rules remember.
 const CACHED_STATEMENTS: usize = 1024;
@@ -38,7 +39,8 @@ pub enum StartError {
     Connections { lanes: usize, max: u32 },
     #[error(
         "the consumer {consumer} was run with {what} {stored}, and the configuration says {configured}: \
-         changing it would apply messages again; restore it, or give the consumer another name"
+         changing it would apply messages again; restore it, or change what is remembered with \
+         `hapax consumers rekey {consumer}` after its queue is drained"
     )]
     Rules {
         consumer: String,
@@ -98,6 +100,8 @@ pub struct Parts<'c> {
     /// `None` for the embedded broker.
     pub broker: Option<Address>,
     pub consumers: Vec<(Arc<Consumer>, &'c config::Consumer)>,
+    /// Holds the marks of the consumers.
+    pub session: Box<dyn Session>,
 }
 
 /// Opens the store that the configuration names. Does not look at its tables.
@@ -157,7 +161,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
     for warning in store.warnings().await.map_err(failed)? {
         tracing::warn!("{warning}");
     }
-    let mut session = store.session("hapax start").await.map_err(failed)?;
+    let mut session = store.session("hapax watch").await.map_err(failed)?;
     let secret = session.secret().await.map_err(failed)?;
     let plugins = load_plugins(config, lanes).await?;
     let broker = broker_address(config);
@@ -174,7 +178,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
         );
         let environment = environment(settings, &row, &secret, &*store)?;
         // The sender lives as long as the process: there is no other version to come from it.
-        let (_, plugin) = watch::channel(plugin);
+        let (_, plugin) = tokio::sync::watch::channel(plugin);
         let parts = ConsumerParts {
             id: row.id,
             host,
@@ -195,6 +199,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
         publisher,
         broker,
         consumers,
+        session,
     })
 }
 
@@ -258,7 +263,7 @@ async fn load_plugins(config: &Config, lanes: usize) -> Result<Vec<Arc<Plugin>>,
 async fn check_queues(
     config: &Config,
     broker: Option<&Address>,
-    session: &mut dyn crate::store::Session,
+    session: &mut dyn Session,
 ) -> Result<(), StartError> {
     let Some(address) = broker else {
         let Some(queues) = session.queues() else {
@@ -306,15 +311,15 @@ async fn check_queues(
     Ok(())
 }
 
-/// The consumer's row, if it was made by the same rules. Other rules would give old messages new keys.
+/// The consumer's row, if it was made by the same rules. Other rules would give old messages new keys. From
+/// now on the session holds the marks of this host's work: nobody changes the rules under it.
 async fn register(
     config: &Config,
     settings: &config::Consumer,
-    session: &mut dyn crate::store::Session,
+    session: &mut dyn Session,
 ) -> Result<ConsumerRow, StartError> {
     let (key_rule, fingerprint_rule) = crate::consumer::rule_texts(settings);
-    let row = session
-        .consumer(&settings.name, &key_rule, &fingerprint_rule)
+    let row = watch::mark(session, &settings.name, &key_rule, &fingerprint_rule)
         .await
         .map_err(|error| store_error(config, error))?;
     let rules = [
@@ -359,7 +364,7 @@ fn environment(
         idempotency: settings.idempotency,
         seeds: Seeds::new(secret, &settings.name),
         dialect,
-        generation: row.generation,
+        generation: row.generation.into(),
     })
 }
 

@@ -14,6 +14,7 @@ mod numeric;
 mod outbox;
 mod session;
 mod state;
+mod upkeep;
 mod waiting;
 
 use std::str::FromStr;

@@ -1,6 +1,7 @@
 //! Outgoing messages: composed at once, so that the guest sees what cannot be sent.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::effects::outbox::{IdSeed, Origin, Publish, PublishError};
@@ -86,7 +87,7 @@ impl Guest {
         IdSeed::Stable {
             consumer: self.environment.consumer.clone(),
             key: self.attempt.key.to_vec(),
-            generation: self.environment.generation,
+            generation: self.environment.generation.load(Ordering::Acquire),
         }
     }
 

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use crate::store::{
     Claim, ClaimRule, Column, Constraint, ConstraintKind, ConsumerId, ConsumerRow, Entry, Expect,
     Fate, HostId, OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement, Status,
-    StoreError, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    StoreError, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 /// Statements in the order in which they ran.
@@ -275,5 +275,9 @@ impl Session for FakeSession {
 
     async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError> {
         unreachable!("outbox_depth")
+    }
+
+    fn upkeep(&mut self) -> &mut dyn Upkeep {
+        unreachable!("upkeep")
     }
 }

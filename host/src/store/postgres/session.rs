@@ -17,8 +17,8 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
 use super::errors::Refusal;
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Rows, Session, Settlement, Status, StoreError, Value, WaitingFilter,
-    WaitingRecord, WaitingRow,
+    OutboxRecord, OutboxRow, Rows, Session, Settlement, Status, StoreError, Upkeep, Value,
+    WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
@@ -544,5 +544,9 @@ impl Session for PostgresSession {
 
     async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError> {
         self.guest_execute(statement, parameters).await
+    }
+
+    fn upkeep(&mut self) -> &mut dyn Upkeep {
+        self
     }
 }

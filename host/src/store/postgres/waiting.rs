@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 
 use super::ledger::seconds;
-use super::session::{PostgresSession, column};
+use super::session::{PgQuery, PostgresSession, column};
 use crate::store::stored::{broken, distinct, message, split, text};
 use crate::store::{ConsumerId, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow};
 
@@ -17,8 +17,36 @@ pub(super) const STATEMENT_BYTES: usize = 32 << 20;
 macro_rules! columns {
     () => {
         "w.id, w.key, w.fingerprint, w.partition, w.status, w.attempts, w.code, w.error, w.stderr, \
-         w.backtrace, w.plugin, w.trace_id, w.queue, w.exchange, w.routing_key, w.properties, w.body"
+         w.backtrace, w.plugin, w.trace_id, w.queue, w.exchange, w.routing_key, w.properties"
     };
+}
+
+/// Which rows an operator means. `bind_filter` binds what it asks for.
+macro_rules! filtered {
+    () => {
+        " FROM @hapax_waiting w JOIN @hapax_consumer c ON c.id = w.consumer \
+         WHERE ($1::text IS NULL OR c.name = $1) AND ($2::text IS NULL OR w.status = $2) \
+         AND ($3::text IS NULL OR w.code = $3) \
+         AND ($4::bytea IS NULL OR substring(w.id FOR length($4)) = $4) \
+         AND ($5::bytea IS NULL OR w.key = $5) AND ($6::timestamptz IS NULL OR w.failed_at >= $6) \
+         AND ($7::timestamptz IS NULL OR w.failed_at < $7)"
+    };
+}
+
+fn bind_filter<'q>(query: PgQuery<'q>, filter: &'q WaitingFilter) -> PgQuery<'q> {
+    query
+        .bind(filter.consumer.as_deref())
+        .bind(filter.status.map(Status::as_str))
+        .bind(filter.code.as_deref())
+        .bind(filter.id_prefix.as_deref())
+        .bind(filter.key.as_deref())
+        .bind(filter.since.map(time))
+        .bind(filter.until.map(time))
+}
+
+/// A time of an operator, inside what the server can compare.
+fn time(micros: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(micros).unwrap_or_default()
 }
 
 impl PostgresSession {
@@ -136,7 +164,7 @@ impl PostgresSession {
             .statement(concat!(
                 "SELECT ",
                 columns!(),
-                " FROM @hapax_waiting w WHERE w.consumer = $1 AND w.id = $2 AND w.status = 'retry' \
+                ", w.body FROM @hapax_waiting w WHERE w.consumer = $1 AND w.id = $2 AND w.status = 'retry' \
                  AND w.due_at <= statement_timestamp() FOR UPDATE SKIP LOCKED"
             ))
             .bind(consumer.0)
@@ -198,22 +226,19 @@ impl PostgresSession {
         &mut self,
         filter: &WaitingFilter,
     ) -> Result<Vec<WaitingRecord>, StoreError> {
-        let select = self
-            .statement(concat!(
-                "SELECT ",
-                columns!(),
-                ", c.name, w.first_failed_at, w.failed_at, w.due_at \
-                 FROM @hapax_waiting w JOIN @hapax_consumer c ON c.id = w.consumer \
-                 WHERE ($1::text IS NULL OR c.name = $1) AND ($2::text IS NULL OR w.status = $2) \
-                 AND ($3::text IS NULL OR w.code = $3) \
-                 AND ($4::bytea IS NULL OR substring(w.id FOR length($4)) = $4) \
-                 AND ($5::bytea IS NULL OR w.key = $5) ORDER BY w.failed_at DESC, w.id LIMIT $6"
-            ))
-            .bind(filter.consumer.as_deref())
-            .bind(filter.status.map(Status::as_str))
-            .bind(filter.code.as_deref())
-            .bind(filter.id_prefix.as_deref())
-            .bind(filter.key.as_deref())
+        let select = self.statement(concat!(
+            "SELECT ",
+            columns!(),
+            ", CASE WHEN $8 THEN ''::bytea ELSE w.body END, c.name, w.first_failed_at, w.failed_at, w.due_at",
+            filtered!(),
+            " AND ($9::timestamptz IS NULL OR w.failed_at < $9 OR (w.failed_at = $9 AND w.id > $10)) \
+             ORDER BY w.failed_at DESC, w.id LIMIT $11"
+        ));
+        let (after, after_id) = filter.after.clone().unzip();
+        let select = bind_filter(select, filter)
+            .bind(filter.without_bodies)
+            .bind(after.map(time))
+            .bind(after_id)
             .bind(i64::from(filter.limit));
         let rows = self.rows(select).await?;
         rows.iter()
@@ -234,9 +259,11 @@ impl PostgresSession {
         self.outside()?;
         let replay = self
             .statement(
-                "WITH moved AS (UPDATE @hapax_waiting SET status = 'retry', attempts = 0, starts = 0, \
+                "WITH moved AS (UPDATE @hapax_waiting AS w SET status = 'retry', attempts = 0, starts = 0, \
                  due_at = now() WHERE consumer IN (SELECT id FROM @hapax_consumer) \
-                 AND id = ANY($1::bytea[]) AND status = 'parked' RETURNING consumer, key), \
+                 AND id = ANY($1::bytea[]) AND status = 'parked' AND NOT EXISTS (SELECT FROM @hapax_ledger l \
+                 WHERE l.consumer = w.consumer AND l.key = w.key \
+                 AND l.fate IN (1, 4)) RETURNING consumer, key), \
                  fates AS (UPDATE @hapax_ledger l SET fate = 2, attempts = 0 FROM moved \
                  WHERE l.consumer = moved.consumer AND l.key = moved.key AND l.fate = 3) \
                  SELECT count(*) FROM moved",
@@ -260,6 +287,45 @@ impl PostgresSession {
             )
             .bind(ids);
         self.count(discard).await
+    }
+
+    pub(super) async fn tally_waiting(
+        &mut self,
+        filter: &WaitingFilter,
+    ) -> Result<Vec<(String, String, u64)>, StoreError> {
+        let select = self.statement(concat!(
+            "SELECT c.name, w.code, count(*)",
+            filtered!(),
+            " GROUP BY c.name, w.code ORDER BY c.name, w.code"
+        ));
+        let rows = self.rows(bind_filter(select, filter)).await?;
+        rows.iter()
+            .map(|row| {
+                Ok((
+                    column(row, 0)?,
+                    column(row, 1)?,
+                    column::<i64>(row, 2)?.unsigned_abs(),
+                ))
+            })
+            .collect()
+    }
+
+    pub(super) async fn edit_waiting(
+        &mut self,
+        id: &[u8],
+        old_body: &[u8],
+        new_body: &[u8],
+    ) -> Result<bool, StoreError> {
+        self.outside()?;
+        let update = self
+            .statement(
+                "UPDATE @hapax_waiting SET body = $3 WHERE consumer IN (SELECT id FROM @hapax_consumer) \
+                 AND id = $1 AND status = 'parked' AND body = $2",
+            )
+            .bind(id)
+            .bind(old_body)
+            .bind(new_body);
+        Ok(self.touch(update).await? == 1)
     }
 
     pub(super) async fn count_waiting(

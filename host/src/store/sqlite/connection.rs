@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::errors::Refusal;
 use super::guest::Described;
 use super::lock::ProcessLock;
+use super::marks::Marks;
 use crate::store::{Dialect, SessionOptions, StoreError, migrate};
 
 pub(super) type SqliteQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     path: PathBuf,
     options: SessionOptions,
     slot: Arc<Mutex<Slot>>,
+    pub(super) marks: Marks,
     _lock: ProcessLock,
 }
 
@@ -76,6 +78,7 @@ impl Shared {
             path,
             options,
             slot: Arc::new(Mutex::new(slot)),
+            marks: Marks::default(),
             _lock: lock,
         }
     }

@@ -20,7 +20,7 @@ fn expires_at(rule: ClaimRule<'_>, claim: &Claim<'_>) -> Option<i64> {
         .map(|retention| now().max(sent) + micros(retention))
 }
 
-fn fate(number: i64) -> Result<Fate, StoreError> {
+pub(super) fn fate(number: i64) -> Result<Fate, StoreError> {
     let number = if number == 0 {
         Fate::Committed as i64
     } else {

@@ -9,9 +9,10 @@ use sqlx::AssertSqlSafe;
 use tokio::sync::OwnedMutexGuard;
 
 use super::connection::{Shared, Slot};
+use super::marks::OwnMarks;
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Status, StoreError, Value,
+    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Status, StoreError, Upkeep, Value,
     WaitingFilter, WaitingRecord, WaitingRow,
 };
 
@@ -22,6 +23,7 @@ pub(super) struct SqliteSession {
     slot: Option<OwnedMutexGuard<Slot>>,
     /// How many fates are provisional: see the ledger.
     unfinished: u64,
+    pub(super) marks: OwnMarks,
 }
 
 /// The connection for one call: the transaction's, or taken for the call.
@@ -52,10 +54,12 @@ impl DerefMut for Lease<'_> {
 
 impl SqliteSession {
     pub fn new(shared: Arc<Shared>) -> Self {
+        let marks = OwnMarks::new(shared.marks.clone());
         Self {
             shared,
             slot: None,
             unfinished: 0,
+            marks,
         }
     }
 
@@ -415,6 +419,10 @@ impl Session for SqliteSession {
 
     async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError> {
         self.lease().await?.execute(statement, parameters).await
+    }
+
+    fn upkeep(&mut self) -> &mut dyn Upkeep {
+        self
     }
 
     fn queues(&mut self) -> Option<&mut dyn Queues> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteRow;
 
-use super::connection::{Slot, column, now};
+use super::connection::{Slot, SqliteQuery, column, now};
 use super::rows::{marks, pieces, values};
 use crate::store::stored::{broken, distinct, message, micros, text};
 use crate::store::{ConsumerId, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow};
@@ -14,8 +14,30 @@ use crate::store::{ConsumerId, Status, StoreError, WaitingFilter, WaitingRecord,
 macro_rules! columns {
     () => {
         "w.id, w.key, w.fingerprint, w.partition, w.status, w.attempts, w.code, w.error, w.stderr, \
-         w.backtrace, w.plugin, w.trace_id, w.queue, w.exchange, w.routing_key, w.properties, w.body"
+         w.backtrace, w.plugin, w.trace_id, w.queue, w.exchange, w.routing_key, w.properties"
     };
+}
+
+/// Which rows an operator means. `bind_filter` binds what it asks for.
+macro_rules! filtered {
+    () => {
+        " FROM hapax_waiting w JOIN hapax_consumer c ON c.id = w.consumer \
+         WHERE (?1 IS NULL OR c.name = ?1) AND (?2 IS NULL OR w.status = ?2) \
+         AND (?3 IS NULL OR w.code = ?3) AND (?4 IS NULL OR substr(w.id, 1, length(?4)) = ?4) \
+         AND (?5 IS NULL OR w.key = ?5) AND (?6 IS NULL OR w.failed_at >= ?6) \
+         AND (?7 IS NULL OR w.failed_at < ?7)"
+    };
+}
+
+fn bind_filter<'q>(query: SqliteQuery<'q>, filter: &'q WaitingFilter) -> SqliteQuery<'q> {
+    query
+        .bind(filter.consumer.as_deref())
+        .bind(filter.status.map(Status::as_str))
+        .bind(filter.code.as_deref())
+        .bind(filter.id_prefix.as_deref())
+        .bind(filter.key.as_deref())
+        .bind(filter.since)
+        .bind(filter.until)
 }
 
 impl Slot {
@@ -120,7 +142,7 @@ impl Slot {
         let select = sqlx::query(concat!(
             "SELECT ",
             columns!(),
-            " FROM hapax_waiting w WHERE w.consumer = ? AND w.id = ? AND w.status = 'retry' AND w.due_at <= ?"
+            ", w.body FROM hapax_waiting w WHERE w.consumer = ? AND w.id = ? AND w.status = 'retry' AND w.due_at <= ?"
         ))
         .bind(consumer.0)
         .bind(id)
@@ -190,18 +212,17 @@ impl Slot {
         let select = sqlx::query(concat!(
             "SELECT ",
             columns!(),
-            ", c.name, w.first_failed_at, w.failed_at, w.due_at \
-             FROM hapax_waiting w JOIN hapax_consumer c ON c.id = w.consumer \
-             WHERE (?1 IS NULL OR c.name = ?1) AND (?2 IS NULL OR w.status = ?2) \
-             AND (?3 IS NULL OR w.code = ?3) AND (?4 IS NULL OR substr(w.id, 1, length(?4)) = ?4) \
-             AND (?5 IS NULL OR w.key = ?5) ORDER BY w.failed_at DESC, w.id LIMIT ?6"
-        ))
-        .bind(filter.consumer.as_deref())
-        .bind(filter.status.map(Status::as_str))
-        .bind(filter.code.as_deref())
-        .bind(filter.id_prefix.as_deref())
-        .bind(filter.key.as_deref())
-        .bind(filter.limit);
+            ", CASE WHEN ?8 THEN x'' ELSE w.body END, c.name, w.first_failed_at, w.failed_at, w.due_at",
+            filtered!(),
+            " AND (?9 IS NULL OR w.failed_at < ?9 OR (w.failed_at = ?9 AND w.id > ?10)) \
+             ORDER BY w.failed_at DESC, w.id LIMIT ?11"
+        ));
+        let (after, after_id) = filter.after.clone().unzip();
+        let select = bind_filter(select, filter)
+            .bind(filter.without_bodies)
+            .bind(after)
+            .bind(after_id)
+            .bind(filter.limit);
         let rows = self.rows(select).await?;
         rows.iter()
             .map(|row| {
@@ -223,7 +244,8 @@ impl Slot {
             let text = format!(
                 "UPDATE hapax_waiting SET status = 'retry', attempts = 0, starts = 0, due_at = ? \
                  WHERE consumer IN (SELECT id FROM hapax_consumer) AND id IN ({}) AND status = 'parked' \
-                 RETURNING consumer, key",
+                 AND NOT EXISTS (SELECT 1 FROM hapax_ledger l WHERE l.consumer = hapax_waiting.consumer \
+                 AND l.key = hapax_waiting.key AND l.fate IN (1, 4)) RETURNING consumer, key",
                 marks(ids.len())
             );
             let mut update = sqlx::query(AssertSqlSafe(text)).bind(now());
@@ -272,6 +294,43 @@ impl Slot {
             }
         }
         Ok(discarded)
+    }
+
+    pub async fn waiting_tally(
+        &mut self,
+        filter: &WaitingFilter,
+    ) -> Result<Vec<(String, String, u64)>, StoreError> {
+        let select = sqlx::query(concat!(
+            "SELECT c.name, w.code, count(*)",
+            filtered!(),
+            " GROUP BY c.name, w.code ORDER BY c.name, w.code"
+        ));
+        let rows = self.rows(bind_filter(select, filter)).await?;
+        rows.iter()
+            .map(|row| {
+                Ok((
+                    column(row, 0)?,
+                    column(row, 1)?,
+                    column::<i64>(row, 2)?.unsigned_abs(),
+                ))
+            })
+            .collect()
+    }
+
+    pub async fn waiting_edit(
+        &mut self,
+        id: &[u8],
+        old_body: &[u8],
+        new_body: &[u8],
+    ) -> Result<bool, StoreError> {
+        let update = sqlx::query(
+            "UPDATE hapax_waiting SET body = ?3 WHERE consumer IN (SELECT id FROM hapax_consumer) \
+             AND id = ?1 AND status = 'parked' AND body = ?2",
+        )
+        .bind(id)
+        .bind(old_body)
+        .bind(new_body);
+        Ok(self.touch(update).await? == 1)
     }
 
     pub async fn waiting_counts(
