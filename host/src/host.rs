@@ -138,6 +138,7 @@ impl Host {
                     feed,
                     address: address.clone(),
                     declare: settings.declare.clone(),
+                    consumer_timeout: self.config.broker.consumer_timeout,
                 };
                 self.sources.spawn(source.run());
             }

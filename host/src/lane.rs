@@ -65,6 +65,8 @@ pub struct Lane {
     session: Option<Box<dyn Session>>,
     /// Works whose key is in another transaction's hands. They run again, alone, after the others.
     later: Vec<Work>,
+    /// Works that were taken and not begun, because only one could be tried.
+    held: Vec<Work>,
     /// How many more batches run with savepoints.
     cautious: u32,
     /// How many messages a batch may hold at the moment: halved by conflicts, grown by success.
@@ -88,6 +90,7 @@ impl Lane {
             relay,
             session: None,
             later: Vec::new(),
+            held: Vec::new(),
             cautious: 0,
             width,
             stop,
@@ -112,32 +115,32 @@ impl Lane {
 
     /// One batch, from the inbox to its acknowledgement.
     async fn turn(&mut self) -> Result<(), Ended> {
-        let patience = (!self.later.is_empty()).then_some(Duration::from_millis(100));
-        let limits = crate::consumer::BatchLimits {
-            messages: self.messages(),
-            ..self.consumer.batch
-        };
-        let batch = tokio::select! {
+        let mut batch = self.take().await?;
+        let consumer = Arc::clone(&self.consumer);
+        let pass = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Ended::Stopped),
-            batch = self.inbox.next(limits, patience) => batch.ok_or(Ended::Stopped)?,
+            pass = consumer.gate.enter() => pass,
         };
         // A full outbox is back-pressure: nothing is run whose messages could not leave.
         tokio::select! {
             () = self.stop.cancelled() => return Err(Ended::Stopped),
             () = self.relay.room() => {}
         }
+        self.forget(&mut batch);
+        if pass.probe {
+            // One message is tried; the others stay held, in their order.
+            if !self.later.is_empty() {
+                self.held = batch;
+                let work = self.later.remove(0);
+                return self.settle_alone(work).await;
+            }
+            self.held = batch.split_off(batch.len().min(1));
+        }
         for work in std::mem::take(&mut self.later) {
             self.settle_alone(work).await?;
         }
         let mut together = Vec::with_capacity(batch.len());
-        let delivered = batch.len();
-        let batch = batch
-            .into_iter()
-            .filter(|work| !work.is_forgotten())
-            .collect::<Vec<_>>();
-        let forgotten = (delivered - batch.len()) as u64;
-        self.consumer.metrics.forgotten.inc_by(forgotten);
         for work in self.recognise(batch).await? {
             if work.alone {
                 self.settle(std::mem::take(&mut together)).await?;
@@ -147,6 +150,31 @@ impl Lane {
             }
         }
         self.settle(together).await
+    }
+
+    /// The next batch: what was held back, or what the inbox has.
+    async fn take(&mut self) -> Result<Vec<Work>, Ended> {
+        if !self.held.is_empty() {
+            return Ok(std::mem::take(&mut self.held));
+        }
+        let patience = (!self.later.is_empty()).then_some(Duration::from_millis(100));
+        let limits = crate::consumer::BatchLimits {
+            messages: self.messages(),
+            ..self.consumer.batch
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Ended::Stopped),
+            batch = self.inbox.next(limits, patience) => batch.ok_or(Ended::Stopped),
+        }
+    }
+
+    /// Drops works whose channel is gone: the broker delivers them again.
+    fn forget(&self, works: &mut Vec<Work>) {
+        let before = works.len();
+        works.retain(|work| !work.is_forgotten());
+        let forgotten = (before - works.len()) as u64;
+        self.consumer.metrics.forgotten.inc_by(forgotten);
     }
 
     /// Redelivered messages whose key has a fate need no run of their own: they are duplicates like others.

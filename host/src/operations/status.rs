@@ -36,6 +36,9 @@ pub struct ConsumerStatus {
     pub ready: Option<u64>,
     /// Whether it takes messages; known to the daemon only.
     pub up: Option<bool>,
+    /// Why it takes none: an operator's pause, the brake, a full line; known to the daemon only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<String>,
     /// SHA-256 of the component; absent when there is no file.
     pub plugin: Option<String>,
     /// Keys by fate.
@@ -73,6 +76,7 @@ impl Operations {
                 queue: consumer.queue.clone(),
                 ready,
                 up: live.map(|live| live.metrics.up.get() == 1),
+                held_back: live.and_then(|live| live.gate.reason()),
                 plugin: match live {
                     Some(live) => Some(hex::encode(live.plugin().digest())),
                     None => file_digest(&consumer.plugin),
