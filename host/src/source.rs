@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::consumer::Consumer;
+use crate::failpoint::{self, Point};
 use crate::lane::{Lanes, Work};
 
 /// What every source works with.
@@ -39,6 +40,7 @@ impl Feed {
             .identity
             .as_ref()
             .map_or(0, |identity| identity.partition);
+        failpoint::pass(Point::AfterKey);
         self.lanes.send(partition, work).await;
     }
 

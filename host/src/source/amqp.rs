@@ -21,6 +21,7 @@ use crate::ack::{AckQueue, Window};
 use crate::amqp::{Address, ConnectError};
 use crate::backoff::Backoff;
 use crate::config::{Declare, QueueKind};
+use crate::failpoint::{self, Point};
 use crate::lane::{Origin, Work};
 use crate::message::Message;
 
@@ -236,6 +237,7 @@ impl AmqpSource {
     }
 
     async fn deliver(&self, delivery: Delivery, acks: &Arc<AckQueue>) -> Result<(), QueueError> {
+        failpoint::pass(Point::AfterReceive);
         let headers = delivery.properties.headers().as_ref();
         if headers.is_some_and(|headers| headers.contains_key("x-stream-offset")) {
             return Err(QueueError::Stream(self.feed.consumer.queue.clone()));
@@ -297,7 +299,10 @@ impl Acker<'_> {
         let options = BasicAckOptions {
             multiple: frame.multiple,
         };
-        self.channel.basic_ack(frame.tag, options).await
+        failpoint::pass(Point::BeforeAck);
+        let sent = self.channel.basic_ack(frame.tag, options).await;
+        failpoint::pass_if(Point::AfterAck, sent.is_ok());
+        sent
     }
 }
 
