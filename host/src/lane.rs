@@ -18,6 +18,7 @@ use crate::backoff::Backoff;
 use crate::commit::{self, Committed, Hold, Item, Setback, Verdict};
 use crate::consumer::Consumer;
 use crate::effects::Isolation;
+use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
 use crate::relay::RelayHandle;
 use crate::store::{Claim, ClaimRule, Fate, Session, StoreError};
@@ -236,6 +237,7 @@ impl Lane {
         if work.item.hold == Hold::Nothing {
             work.item.hold = Hold::Started(starts);
         }
+        failpoint::pass(Point::AfterStart);
         if starts > self.consumer.max_starts() {
             let crashes = starts - 1;
             let text = format!("the host went down {crashes} times while it ran this message");
@@ -259,6 +261,7 @@ impl Lane {
     async fn record_start(&mut self, item: &Item) -> Result<Option<i32>, StoreError> {
         let consumer = Arc::clone(&self.consumer);
         let session = self.connect().await?;
+        failpoint::pass(Point::BeforeStart);
         if let Hold::Row(id) = &item.hold {
             return session.waiting_start(consumer.id, id).await;
         }
@@ -282,6 +285,7 @@ impl Lane {
     }
 
     async fn undo_start(&mut self, hold: &Hold, key: Option<&[u8]>) {
+        failpoint::pass(Point::BeforeUndoStart);
         let id = self.consumer.id;
         let Ok(session) = self.connect().await else {
             return;
@@ -452,6 +456,7 @@ impl Lane {
     /// The batch is durable: tell the relay, the broker and the operator, in this order.
     fn conclude(&self, committed: Committed, items: &[Item], origins: Vec<Origin>) {
         self.relay.publish(committed.outgoing);
+        failpoint::pass(Point::BeforeSettle);
         let mut acks: Option<(Arc<AckQueue>, Vec<u64>)> = None;
         for origin in &origins {
             let Origin::Queue { acks: queue, tag } = origin else {

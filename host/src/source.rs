@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::consumer::Consumer;
+use crate::failpoint::{self, Point};
 use crate::lane::{Lanes, Work};
 
 /// How long lanes may take to finish what they have begun before a source gives its messages back without
@@ -44,6 +45,7 @@ impl Feed {
             .identity
             .as_ref()
             .map_or(0, |identity| identity.partition);
+        failpoint::pass(Point::AfterKey);
         self.lanes.send(partition, work).await;
     }
 

@@ -10,6 +10,7 @@ use crate::config::{self, BrokerKind, Config, Order, Retention, StoreKind};
 use crate::consumer::{Consumer, Parts as ConsumerParts};
 use crate::effects::outbox::Composer;
 use crate::effects::sql::rules::{BadGrant, Grants, Rules};
+use crate::failpoint::{self, Point};
 use crate::failure::Class;
 use crate::metrics::Metrics;
 use crate::relay::{AmqpPublisher, EmbeddedPublisher, Publisher};
@@ -170,6 +171,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
     let mut consumers = Vec::with_capacity(config.consumers.len());
     for (settings, plugin) in config.consumers.iter().zip(plugins) {
         let row = register(config, settings, &mut *session).await?;
+        failpoint::pass(Point::AfterRegister);
         let digest = hex::encode(&plugin.digest()[..8]);
         tracing::info!(
             consumer = %settings.name, queue = %settings.queue, plugin = %settings.plugin.display(),

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use chrono::{DateTime, SecondsFormat};
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint::{self, Point};
 use crate::store::{Session, Status, WaitingFilter, WaitingRecord};
 
 use super::wire::Wire;
@@ -299,10 +300,17 @@ async fn apply(
         return Ok(0);
     }
     let ids = ids.iter().map(Vec::as_slice).collect::<Vec<_>>();
-    Ok(match change {
+    let (before, after) = match change {
+        Change::Replay => (Point::BeforeReplay, Point::AfterReplay),
+        Change::Discard => (Point::BeforeDiscard, Point::AfterDiscard),
+    };
+    failpoint::pass(before);
+    let changed = match change {
         Change::Replay => session.waiting_replay(&ids).await?,
         Change::Discard => session.waiting_discard(&ids).await?,
-    })
+    };
+    failpoint::pass(after);
+    Ok(changed)
 }
 
 /// The ids that the names mean, each of a parked row; else everything that is wrong with the names.

@@ -22,6 +22,7 @@ use crate::ack::AckQueue;
 use crate::amqp::Address;
 use crate::backoff::Backoff;
 use crate::config::Declare;
+use crate::failpoint::{self, Point};
 use crate::lane::{Origin, Work};
 use crate::message::Message;
 
@@ -213,6 +214,7 @@ impl AmqpSource {
     }
 
     async fn deliver(&self, delivery: Delivery, acks: &Arc<AckQueue>) -> Result<(), QueueError> {
+        failpoint::pass(Point::AfterReceive);
         let headers = delivery.properties.headers().as_ref();
         if headers.is_some_and(|headers| headers.contains_key("x-stream-offset")) {
             return Err(QueueError::Stream(self.feed.consumer.queue.clone()));

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::ack::AckQueue;
 use crate::backoff::Backoff;
+use crate::failpoint::{self, Point};
 use crate::lane::{Origin, Work};
 use crate::store::{Session, StoreError};
 
@@ -127,6 +128,7 @@ impl EmbeddedSource {
         let open = self.connect(session).await?;
         let queues = open.queues().ok_or_else(no_queues)?;
         let messages = queues.deliver(queue, position.last, limit).await?;
+        failpoint::pass_if(Point::AfterReceive, !messages.is_empty());
         let found = messages.len();
         for queued in messages {
             let tag = u64::try_from(queued.sequence).unwrap_or_default();
@@ -161,10 +163,12 @@ impl EmbeddedSource {
             .filter_map(|tag| i64::try_from(*tag).ok())
             .collect::<Vec<_>>();
         let open = self.connect(session).await?;
+        failpoint::pass(Point::BeforeAck);
         open.queues()
             .ok_or_else(no_queues)?
             .ack(&self.feed.consumer.queue, &sequences)
             .await?;
+        failpoint::pass(Point::AfterAck);
         for tag in unsent.drain(..) {
             position.open.remove(&tag);
         }

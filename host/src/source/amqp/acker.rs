@@ -7,6 +7,7 @@ use lapin::options::BasicAckOptions;
 use tokio::sync::mpsc;
 
 use crate::ack::Window;
+use crate::failpoint::{self, Point};
 
 /// The acknowledgements of one channel, and for how long it has had none.
 pub(super) struct Acker<'a> {
@@ -90,6 +91,9 @@ impl<'a> Acker<'a> {
         let options = BasicAckOptions {
             multiple: frame.multiple,
         };
-        self.channel.basic_ack(frame.tag, options).await
+        failpoint::pass(Point::BeforeAck);
+        let sent = self.channel.basic_ack(frame.tag, options).await;
+        failpoint::pass_if(Point::AfterAck, sent.is_ok());
+        sent
     }
 }
