@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::consumer::Consumer;
 use crate::effects::{Isolation, Transaction, flush_failure};
+use crate::failpoint::{self, Point};
 use crate::failure::{Again, Class, Failure, code};
 use crate::key::Identity;
 use crate::message::Message;
@@ -138,6 +139,12 @@ struct Writes {
     removed: Vec<Vec<u8>>,
 }
 
+impl Writes {
+    fn holds(&self, status: Status) -> bool {
+        self.rows.iter().any(|(row, _)| row.status == status)
+    }
+}
+
 impl Pass<'_> {
     async fn run(
         &self,
@@ -148,6 +155,7 @@ impl Pass<'_> {
         if let Err(error) = session.begin().await {
             return Err(host_error(error));
         }
+        failpoint::pass(Point::AfterBegin);
         let alone = items.len() == 1;
         let claimed = self.claim(&mut *session, items).await;
         let (plans, keys) = match claimed {
@@ -161,6 +169,7 @@ impl Pass<'_> {
             }
         };
 
+        failpoint::pass(Point::AfterClaim);
         let traits = self.consumer.store.traits();
         let mut transaction = Transaction::new(session, traits, self.consumer.id, self.isolation);
         let mut results = Vec::with_capacity(items.len());
@@ -178,7 +187,9 @@ impl Pass<'_> {
             }
         }
 
+        failpoint::pass(Point::BeforeEffects);
         let flushed = transaction.flush().await;
+        failpoint::pass_if(Point::AfterEffects, flushed.is_ok());
         let outgoing = transaction.take_outgoing();
         let session = slot.insert(transaction.session);
         if let Err(error) = flushed {
@@ -186,8 +197,12 @@ impl Pass<'_> {
         }
         let (verdicts, writes) = self.verdicts(items, results);
         let outgoing = self.write(&mut **session, &keys, &writes, outgoing).await?;
-        match session.commit().await {
-            Ok(()) => Ok(Committed { verdicts, outgoing }),
+        failpoint::pass(Point::BeforeCommit);
+        match failpoint::pass_while(Point::AtCommit, session.commit()).await {
+            Ok(()) => {
+                failpoint::pass(Point::AfterCommit);
+                Ok(Committed { verdicts, outgoing })
+            }
             Err(error) => Err(self.refused_setback(error, items)),
         }
     }
@@ -396,6 +411,8 @@ impl Pass<'_> {
                 .waiting_put(id, &writes.rows)
                 .await
                 .map_err(host_error)?;
+            failpoint::pass_if(Point::MidRetry, writes.holds(Status::Retry));
+            failpoint::pass_if(Point::MidPark, writes.holds(Status::Parked));
         }
         if !writes.settled.is_empty() {
             let settlements = writes
@@ -428,6 +445,7 @@ impl Pass<'_> {
                         row,
                     }),
             );
+            failpoint::pass(Point::AfterOutbox);
         }
         let keys = keys.iter().map(Vec::as_slice).collect::<Vec<_>>();
         let finished = session.finish(id, &keys).await.map_err(host_error)?;

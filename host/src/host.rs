@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::consumer::Consumer;
+use crate::failpoint::{self, Point};
 use crate::http::{self, Readiness};
 use crate::lane::{Broken, Inbox, Lane, Lanes};
 use crate::metrics::Metrics;
@@ -148,6 +149,7 @@ impl Host {
                     feed,
                     address: address.clone(),
                     declare: settings.declare.clone(),
+                    consumer_timeout: self.config.broker.consumer_timeout,
                 };
                 self.sources.spawn(source.run());
             }
@@ -230,8 +232,10 @@ impl Host {
     async fn drain_steps(&mut self) {
         self.stop.cancel();
         while self.workers.join_next().await.is_some() {}
+        failpoint::pass(Point::AfterLanes);
         self.finish.cancel();
         while self.sources.join_next().await.is_some() {}
+        failpoint::pass(Point::AfterLastAcks);
         self.drain_relay.cancel();
         if let Err(error) = (&mut self.relay).await {
             tracing::error!(%error, "The relay has panicked; its messages are in the outbox");

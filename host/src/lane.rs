@@ -18,6 +18,7 @@ use crate::backoff::Backoff;
 use crate::commit::{self, Committed, Hold, Item, Setback, Verdict};
 use crate::consumer::Consumer;
 use crate::effects::Isolation;
+use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
 use crate::relay::RelayHandle;
 use crate::store::{Claim, ClaimRule, Fate, Session, StoreError};
@@ -65,6 +66,8 @@ pub struct Lane {
     session: Option<Box<dyn Session>>,
     /// Works whose key is in another transaction's hands. They run again, alone, after the others.
     later: Vec<Work>,
+    /// Works that were taken and not begun, because only one could be tried.
+    held: Vec<Work>,
     /// How many more batches run with savepoints.
     cautious: u32,
     /// How many messages a batch may hold at the moment: halved by conflicts, grown by success.
@@ -88,6 +91,7 @@ impl Lane {
             relay,
             session: None,
             later: Vec::new(),
+            held: Vec::new(),
             cautious: 0,
             width,
             stop,
@@ -112,32 +116,32 @@ impl Lane {
 
     /// One batch, from the inbox to its acknowledgement.
     async fn turn(&mut self) -> Result<(), Ended> {
-        let patience = (!self.later.is_empty()).then_some(Duration::from_millis(100));
-        let limits = crate::consumer::BatchLimits {
-            messages: self.messages(),
-            ..self.consumer.batch
-        };
-        let batch = tokio::select! {
+        let mut batch = self.take().await?;
+        let consumer = Arc::clone(&self.consumer);
+        let pass = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Ended::Stopped),
-            batch = self.inbox.next(limits, patience) => batch.ok_or(Ended::Stopped)?,
+            pass = consumer.gate.enter() => pass,
         };
         // A full outbox is back-pressure: nothing is run whose messages could not leave.
         tokio::select! {
             () = self.stop.cancelled() => return Err(Ended::Stopped),
             () = self.relay.room() => {}
         }
+        self.forget(&mut batch);
+        if pass.probe {
+            // One message is tried; the others stay held, in their order.
+            if !self.later.is_empty() {
+                self.held = batch;
+                let work = self.later.remove(0);
+                return self.settle_alone(work).await;
+            }
+            self.held = batch.split_off(batch.len().min(1));
+        }
         for work in std::mem::take(&mut self.later) {
             self.settle_alone(work).await?;
         }
         let mut together = Vec::with_capacity(batch.len());
-        let delivered = batch.len();
-        let batch = batch
-            .into_iter()
-            .filter(|work| !work.is_forgotten())
-            .collect::<Vec<_>>();
-        let forgotten = (delivered - batch.len()) as u64;
-        self.consumer.metrics.forgotten.inc_by(forgotten);
         for work in self.recognise(batch).await? {
             if work.alone {
                 self.settle(std::mem::take(&mut together)).await?;
@@ -147,6 +151,31 @@ impl Lane {
             }
         }
         self.settle(together).await
+    }
+
+    /// The next batch: what was held back, or what the inbox has.
+    async fn take(&mut self) -> Result<Vec<Work>, Ended> {
+        if !self.held.is_empty() {
+            return Ok(std::mem::take(&mut self.held));
+        }
+        let patience = (!self.later.is_empty()).then_some(Duration::from_millis(100));
+        let limits = crate::consumer::BatchLimits {
+            messages: self.messages(),
+            ..self.consumer.batch
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Ended::Stopped),
+            batch = self.inbox.next(limits, patience) => batch.ok_or(Ended::Stopped),
+        }
+    }
+
+    /// Drops works whose channel is gone: the broker delivers them again.
+    fn forget(&self, works: &mut Vec<Work>) {
+        let before = works.len();
+        works.retain(|work| !work.is_forgotten());
+        let forgotten = (before - works.len()) as u64;
+        self.consumer.metrics.forgotten.inc_by(forgotten);
     }
 
     /// Redelivered messages whose key has a fate need no run of their own: they are duplicates like others.
@@ -208,6 +237,7 @@ impl Lane {
         if work.item.hold == Hold::Nothing {
             work.item.hold = Hold::Started(starts);
         }
+        failpoint::pass(Point::AfterStart);
         if starts > self.consumer.max_starts() {
             let crashes = starts - 1;
             let text = format!("the host went down {crashes} times while it ran this message");
@@ -231,6 +261,7 @@ impl Lane {
     async fn record_start(&mut self, item: &Item) -> Result<Option<i32>, StoreError> {
         let consumer = Arc::clone(&self.consumer);
         let session = self.connect().await?;
+        failpoint::pass(Point::BeforeStart);
         if let Hold::Row(id) = &item.hold {
             return session.waiting_start(consumer.id, id).await;
         }
@@ -254,6 +285,7 @@ impl Lane {
     }
 
     async fn undo_start(&mut self, hold: &Hold, key: Option<&[u8]>) {
+        failpoint::pass(Point::BeforeUndoStart);
         let id = self.consumer.id;
         let Ok(session) = self.connect().await else {
             return;
@@ -424,6 +456,7 @@ impl Lane {
     /// The batch is durable: tell the relay, the broker and the operator, in this order.
     fn conclude(&self, committed: Committed, items: &[Item], origins: Vec<Origin>) {
         self.relay.publish(committed.outgoing);
+        failpoint::pass(Point::BeforeSettle);
         let mut acks: Option<(Arc<AckQueue>, Vec<u64>)> = None;
         for origin in &origins {
             let Origin::Queue { acks: queue, tag } = origin else {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::consumer::Consumer;
+use crate::failpoint::{self, Point};
 use crate::store::{Session, StoreError};
 
 /// Rows looked at in one transaction.
@@ -19,7 +20,7 @@ const STEP_ROWS: u32 = 1000;
 const STEP_PAUSE: Duration = Duration::from_millis(50);
 
 /// Bounds of the pause between two walks.
-const WALK_PAUSE_MIN: Duration = Duration::from_secs(60);
+const WALK_PAUSE_MIN: Duration = Duration::from_secs(1);
 const WALK_PAUSE_MAX: Duration = Duration::from_secs(3600);
 
 /// Walks until told to stop. Returns at once for a consumer that remembers forever.
@@ -63,7 +64,9 @@ async fn walk(consumer: &Consumer) -> Result<u64, StoreError> {
     let mut after = Vec::new();
     let mut total = 0;
     loop {
+        failpoint::pass(Point::BeforeSweep);
         let (last, rows) = session.sweep(consumer.id, &after, STEP_ROWS).await?;
+        failpoint::pass_if(Point::AfterSweep, rows > 0);
         total += rows;
         consumer.metrics.swept.inc_by(rows);
         match last {

@@ -15,6 +15,7 @@ use crate::backoff::{self, Backoff};
 use crate::commit::{Hold, Item};
 use crate::config::Retry;
 use crate::consumer::Consumer;
+use crate::failpoint::{self, Point};
 use crate::failure::{Again, Failure};
 use crate::lane::{Lanes, Origin, Work};
 use crate::message::encode_properties;
@@ -216,6 +217,7 @@ async fn look(
     for (id, partition) in due {
         if let Some(guard) = running.begin(&id) {
             handed += 1;
+            failpoint::pass(Point::AfterDue);
             let work = Work::waiting(Origin::Table(guard), Hold::Row(id));
             lanes.send(partition, work).await;
         }

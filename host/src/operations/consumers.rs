@@ -155,7 +155,7 @@ impl Operations {
         })
     }
 
-    /// What a consumer does, in a word, and why.
+    /// What a consumer does, in a word, and why. The daemon knows of its own brake and of full lines.
     pub(super) fn doing(
         &self,
         name: &str,
@@ -164,6 +164,16 @@ impl Operations {
     ) -> (&'static str, Option<String>) {
         if paused.is_some() {
             return ("paused", paused);
+        }
+        if let Some(gate) = self.live(name).map(|live| &live.gate) {
+            if let Some(code) = gate.braked() {
+                let reason = format!("message after message was parked as {code}");
+                return ("braked", Some(reason));
+            }
+            if gate.is_full() {
+                let reason = "a partition holds max-held messages behind a failed one";
+                return ("full", Some(reason.to_owned()));
+            }
         }
         match hosts {
             0 => ("stopped", None),

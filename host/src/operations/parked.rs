@@ -9,6 +9,7 @@ mod ids;
 
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint::{self, Point};
 use crate::ledger::{Judgement, judge};
 use crate::store::{Fate, Session, Status, WaitingFilter, WaitingRecord};
 
@@ -307,10 +308,16 @@ impl Operations {
             return Ok(());
         }
         let ids = ids.iter().map(Vec::as_slice).collect::<Vec<_>>();
+        let (before, after) = match change {
+            Change::Replay => (Point::BeforeReplay, Point::AfterReplay),
+            Change::Discard => (Point::BeforeDiscard, Point::AfterDiscard),
+        };
+        failpoint::pass(before);
         let changed = match change {
             Change::Replay => session.waiting_replay(&ids).await?,
             Change::Discard => session.waiting_discard(&ids).await?,
         };
+        failpoint::pass(after);
         done.changed += changed;
         done.gone += (ids.len() as u64).saturating_sub(changed);
         Ok(())

@@ -13,6 +13,7 @@ use lapin::types::ShortString;
 use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
 
 use crate::amqp::Address;
+use crate::failpoint::{self, Point};
 use crate::store::OutboxRecord;
 
 use super::{Lost, Publisher, Sent};
@@ -100,6 +101,7 @@ impl AmqpPublisher {
         for record in rows {
             sent.push(send(&link.channel, record, frame_max).await);
         }
+        failpoint::pass(Point::BeforeConfirm);
         let confirms = join_all(sent.into_iter().map(async |sent| match sent {
             Sending::Refused(text) => Confirm::Refused(text),
             Sending::Failed => Confirm::Lost,
@@ -257,7 +259,10 @@ async fn send(channel: &Channel, record: &OutboxRecord, frame_max: usize) -> Sen
         )
         .await
     {
-        Ok(confirm) => Sending::Sent(confirm),
+        Ok(confirm) => {
+            failpoint::pass(Point::AfterPublish);
+            Sending::Sent(confirm)
+        }
         Err(_) => Sending::Failed,
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::effects::state::StateView;
 use crate::effects::{Effects, Fault, Transaction};
+use crate::failpoint::{self, Point};
 use crate::failure::Failure;
 use crate::store::StoreError;
 
@@ -91,6 +92,7 @@ impl Guest {
         let started = Instant::now();
         self.in_database = true;
         let answer = act(transaction, &mut self.state).await;
+        failpoint::pass_with(Point::MidStatement, &self.attempt.key);
         self.in_database = false;
         if started.elapsed() >= TICK {
             self.processor.has_waited();

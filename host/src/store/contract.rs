@@ -10,6 +10,7 @@ mod postgres;
 mod sqlite;
 mod state;
 mod transactions;
+mod upkeep;
 mod waiting;
 
 use std::io::Write;

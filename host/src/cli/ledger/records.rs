@@ -237,3 +237,152 @@ fn found(key: Vec<u8>) -> Result<Found, Problem> {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn consumer(key: &str) -> config::Consumer {
+        let text = format!(
+            "[[consumer]]\nname = \"points\"\nqueue = \"q\"\nplugin = \"p.wasm\"\nkey = {key}\n"
+        );
+        let path = Path::new("hapax.toml");
+        let config = config::parse(path, &text, &config::Machine).expect("a configuration");
+        config.consumers[0].clone()
+    }
+
+    fn shape<'c>(format: Format, fields: &[&str], consumer: &'c config::Consumer) -> Shape<'c> {
+        Shape {
+            format,
+            key_format: KeyFormat::Text,
+            fields: fields.iter().map(|field| (*field).to_owned()).collect(),
+            consumer,
+        }
+    }
+
+    fn keys(shape: &Shape<'_>, text: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+        let mut keys = Vec::new();
+        let read = shape.read(text, |found, _| {
+            keys.push(found.key);
+            Ok(())
+        });
+        match read {
+            Ok(()) => Ok(keys),
+            Err(Stop::Record(problem)) => Err(problem),
+            Err(Stop::Taker) => panic!("nobody has ended it"),
+        }
+    }
+
+    #[test]
+    fn a_line_is_a_key_as_it_stands() {
+        let consumer = consumer("\"message-id\"");
+        let lines = shape(Format::Lines, &[], &consumer);
+        let read = keys(&lines, b"a \r\n\n0xff\n\xff\x00\nlast");
+        let expected: [&[u8]; 4] = [b"a ", b"0xff", b"\xff\x00", b"last"];
+        assert_eq!(read.expect("keys"), expected);
+        let long = "x".repeat(513);
+        let problem = keys(&lines, format!("ok\n{long}\n").as_bytes()).expect_err("too long");
+        assert!(
+            problem.starts_with("line 2:") && problem.contains("513"),
+            "{problem}"
+        );
+        let hex = Shape {
+            key_format: KeyFormat::Hex,
+            ..shape(Format::Lines, &[], &consumer)
+        };
+        assert_eq!(
+            keys(&hex, b"0xff00\n6f\n").expect("keys"),
+            [&b"\xff\x00"[..], b"o"]
+        );
+        assert!(
+            keys(&hex, b"xyz")
+                .expect_err("no digits")
+                .contains("line 1:")
+        );
+    }
+
+    #[test]
+    fn a_json_key_is_what_a_message_with_that_member_would_have() {
+        let consumer = consumer("\"body:/order/id\"");
+        let jsonl = shape(Format::Jsonl, &["/order/id"], &consumer);
+        let text = br#"{"order": {"id": "o-1"}}
+{"order": {"id": 123456789012345678901234567890}}
+{"order": {"id": true}}"#;
+        let expected: [&[u8]; 3] = [b"o-1", b"123456789012345678901234567890", b"true"];
+        assert_eq!(keys(&jsonl, text).expect("keys"), expected);
+        for (text, part) in [
+            (&b"{}"[..], "/order/id is not in the record"),
+            (b"{\"order\": {\"id\": null}}", "/order/id is empty"),
+            (b"{\"order\": {\"id\": [1]}}", "is an array"),
+            (b"nonsense", "not JSON"),
+        ] {
+            let problem = keys(&jsonl, text).expect_err("no key");
+            assert!(
+                problem.starts_with("line 1:") && problem.contains(part),
+                "{problem}"
+            );
+        }
+    }
+
+    #[test]
+    fn columns_are_found_by_their_names_and_joined_as_the_rule_joins_them() {
+        let consumer = consumer("[\"header:tenant\", \"body:/order_id\"]");
+        let csv = shape(Format::Csv, &["tenant", "order id"], &consumer);
+        let text = b"at,order id,tenant\n1,\"o,1\nx\",acme\r\n2,o-2,\n";
+        let problem = keys(&csv, text).expect_err("an empty column");
+        assert!(
+            problem.contains("`tenant` is empty") && problem.contains("line 4:"),
+            "{problem}"
+        );
+        let read = keys(&csv, b"at,order id,tenant\n1,\"o,1\nx\",acme\r\n").expect("keys");
+        assert_eq!(
+            read,
+            [join_parts(vec![b"acme".to_vec(), b"o,1\nx".to_vec()])]
+        );
+        let problem = keys(&csv, b"at,id\n").expect_err("no such column");
+        assert!(
+            problem.contains("no column `tenant`; there is at, id"),
+            "{problem}"
+        );
+    }
+
+    #[test]
+    fn a_message_has_the_key_and_the_fingerprint_that_it_would_have_in_the_queue() {
+        let consumer = consumer("[\"header:tenant\", \"body:/order_id\"]");
+        let messages = shape(Format::Messages, &[], &consumer);
+        let line = r#"{"headers": {"tenant": "acme"}, "body": {"order_id": 7, "amount": 1.50}}"#;
+        let rules = crate::consumer::key_rules(&consumer);
+        let message = read_line(line, Some("q")).expect("a message");
+        let identity = rules.identify(&message).expect("a key");
+        let mut found = Vec::new();
+        let read = messages.read(line.as_bytes(), |key, bytes| {
+            found.push((key, bytes));
+            Ok(())
+        });
+        assert!(read.is_ok());
+        assert_eq!(found[0].0.key, identity.key);
+        assert_eq!(found[0].0.fingerprint, identity.fingerprint);
+        assert_eq!(found[0].1, line.len() as u64);
+        let problem = keys(&messages, b"{\"body\": {}}").expect_err("no tenant");
+        assert!(problem.contains("key-missing"), "{problem}");
+    }
+
+    #[test]
+    fn a_shape_that_cannot_lead_to_the_keys_is_refused() {
+        let one = consumer("\"message-id\"");
+        let two = consumer("[\"header:tenant\", \"body:/order_id\"]");
+        for (shape, part) in [
+            (shape(Format::Lines, &[], &two), "made of 2 parts"),
+            (shape(Format::Lines, &["id"], &one), "--field is for"),
+            (shape(Format::Csv, &[], &one), "made of 1 part (message-id)"),
+            (shape(Format::Jsonl, &["/a"], &two), "name as many"),
+            (shape(Format::Jsonl, &["id"], &one), "write /id"),
+        ] {
+            let problem = shape.check().expect_err(part);
+            assert!(problem.contains(part), "{problem}");
+        }
+        assert!(shape(Format::Messages, &[], &two).check().is_ok());
+        assert!(shape(Format::Csv, &["a", "b"], &two).check().is_ok());
+    }
+}

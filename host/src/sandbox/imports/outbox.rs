@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::effects::outbox::{IdSeed, Origin, Publish, PublishError};
+use crate::failpoint::{self, Point};
 use crate::store::OutboxRow;
 
 use super::super::bindings::hapax::plugin::outbox::{Error, ErrorKind, Host, Message};
@@ -76,6 +77,7 @@ impl Guest {
     }
 
     fn count(&mut self, row: &OutboxRow) -> Result<(), Stop> {
+        failpoint::pass_with(Point::MidHandler, &self.attempt.key);
         self.quota
             .message(&self.environment.limits, row.message.size_bytes())
     }
