@@ -15,6 +15,9 @@ mod failing_message;
 mod message_content;
 mod one_key_fifty_times;
 mod operator;
+mod operator_consumers;
+mod operator_ledger;
+mod operator_outbox;
 mod random_schedules;
 mod relay_trouble;
 mod reused_key;
@@ -192,7 +195,27 @@ fn main() -> ExitCode {
                 replays_a_message_once_its_cause_is_gone,
                 discards_a_message_for_good,
                 is_told_of_an_id_that_does_not_exist,
+                is_refused_a_bulk_change_that_nobody_agreed_to,
+                edits_a_body_and_the_original_is_a_duplicate_of_it,
+                is_told_that_a_replay_of_what_was_committed_does_nothing,
+                may_put_a_dead_letter_back_by_hand,
                 publishes_a_file_and_reads_the_status;
+        }
+        operator_outbox {
+            each store:
+                sees_what_could_not_be_sent_and_sends_it,
+                sends_a_delayed_message_now;
+        }
+        operator_ledger {
+            each store:
+                forgets_a_key_and_its_message_is_applied_again,
+                takes_over_a_live_queue;
+        }
+        operator_consumers {
+            once: a_pause_reaches_every_host;
+            each store:
+                a_pause_outlives_a_restart,
+                other_rules_wait_for_the_last_host;
         }
     };
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -328,7 +328,7 @@ fn meaning(name: &str, rekeyed: &Rekeyed) -> String {
         };
         let _ = writeln!(
             text,
-            "{keys} of {name} were made by the old rule. They stay, and recognise a message only if the new \
+            "The old rule has made {keys} of {name}. They stay, and recognise a message only if the new \
              rule gives it the same key: a message that was committed and comes again under another key is \
              applied again. {ready}"
         );

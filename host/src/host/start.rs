@@ -194,6 +194,13 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
         };
         consumers.push((Arc::new(Consumer::new(settings, parts)), settings));
     }
+    // Before anything subscribes: a pause outlives the hosts that it stopped.
+    for row in session.upkeep().consumers().await.map_err(failed)? {
+        let paused = consumers.iter().find(|(consumer, _)| consumer.id == row.id);
+        if let (Some((consumer, _)), Some(pause)) = (paused, &row.pause) {
+            consumer.pause(&watch::reason(&pause.by, &pause.why));
+        }
+    }
     let publisher: Box<dyn Publisher> = match &broker {
         Some(address) => Box::new(AmqpPublisher::new(address.clone())),
         None => Box::new(EmbeddedPublisher::new(Arc::clone(&store))),

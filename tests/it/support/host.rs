@@ -167,6 +167,15 @@ impl Host {
     pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<Ended> {
         cli(&self.config_file, arguments).await
     }
+
+    /// The same with variables of the environment.
+    pub async fn cli_with(
+        &self,
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> anyhow::Result<Ended> {
+        cli_with(&self.config_file, variables, arguments).await
+    }
 }
 
 impl Drop for Host {
@@ -186,11 +195,20 @@ impl Ended {
 
 /// Runs `hapax ARGUMENTS --config FILE` to its end.
 pub async fn cli(config_file: &Path, arguments: &[&str]) -> anyhow::Result<Ended> {
+    cli_with(config_file, &[], arguments).await
+}
+
+async fn cli_with(
+    config_file: &Path,
+    variables: &[(&str, &str)],
+    arguments: &[&str],
+) -> anyhow::Result<Ended> {
     let mut command = Command::new(BINARY);
     command
         .args(arguments)
         .arg("--config")
         .arg(config_file)
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
