@@ -23,7 +23,7 @@ use crate::source::Feed;
 use crate::source::amqp::AmqpSource;
 use crate::source::embedded::EmbeddedSource;
 use crate::store::Store;
-use crate::{sweep, waiting};
+use crate::{service, sweep, waiting};
 
 pub use start::{StartError, broker_address, open_store, rules};
 
@@ -56,6 +56,8 @@ pub struct Host {
     sources: JoinSet<()>,
     relay: tokio::task::JoinHandle<()>,
     servers: http::Servers,
+    /// What the service manager hears while the host lives.
+    service: tokio::task::JoinHandle<()>,
 }
 
 impl Host {
@@ -87,6 +89,7 @@ impl Host {
             workers: JoinSet::new(),
             sources: JoinSet::new(),
             relay: tokio::spawn(async {}),
+            service: tokio::spawn(service::watch(readiness.consumers().to_vec())),
             servers,
             config: Arc::clone(&config),
             store: Arc::clone(&parts.store),
@@ -101,6 +104,7 @@ impl Host {
                 &readiness,
             );
         }
+        service::ready(readiness.consumers());
         Ok(host)
     }
 
@@ -196,6 +200,7 @@ impl Host {
     async fn drain(mut self) -> Exit {
         let limit = self.config.host.shutdown_timeout;
         tracing::info!(timeout_seconds = limit.as_secs_f64(), "Draining");
+        service::stopping();
         let drained = tokio::time::timeout(limit, self.drain_steps())
             .await
             .is_ok();
@@ -212,6 +217,7 @@ impl Host {
         let _ = tokio::time::timeout(Duration::from_secs(1), self.servers.stop()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
+        self.service.abort();
         if drained {
             Exit::Drained
         } else {

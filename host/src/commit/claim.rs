@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::failure::code;
 use crate::key::{FINGERPRINT_BYTES, Identity};
 use crate::ledger::{Judgement, judge};
 use crate::store::{Claim, ClaimRule, Fate, Session, StoreError};
 
-use super::{Hold, Item, Pass, Plan, reused};
+use super::verdicts::{duplicate, reused};
+use super::{Hold, Item, Pass, Plan};
 
 /// What `open` learned of an item.
 enum Opened {
@@ -60,6 +62,7 @@ impl Pass<'_> {
     /// Reads what is needed to know an item's key.
     async fn open(&self, session: &mut dyn Session, item: &mut Item) -> Result<Opened, ClaimError> {
         let mut attempts = 0;
+        item.kept = false;
         if let Hold::Row(id) = &item.hold {
             let Some(row) = session.waiting_lock(self.consumer.id, id).await? else {
                 return Ok(Opened::Decided(Plan::Gone));
@@ -68,8 +71,10 @@ impl Pass<'_> {
             item.message = Arc::new(row.message);
             item.identity = self.consumer.rules.identify(&item.message);
             if let Some(key) = row.key {
+                // The row remembers its key and its place, so that a change of the consumer's rules cannot
+                // give a waiting message others.
                 return self
-                    .take_waiting(session, item, key, row.fingerprint, attempts)
+                    .take_waiting(session, item, key, row.fingerprint, row.partition, attempts)
                     .await;
             }
         }
@@ -83,16 +88,25 @@ impl Pass<'_> {
         })
     }
 
-    /// Takes a key over from the row that made it wait. The row remembers the key, so that a change of
-    /// the consumer's rules cannot give a waiting message another one.
+    /// Takes a key over from the row that made it wait.
     async fn take_waiting(
         &self,
         session: &mut dyn Session,
         item: &mut Item,
         key: Vec<u8>,
         fingerprint: Vec<u8>,
+        partition: i64,
         attempts: i32,
     ) -> Result<Opened, ClaimError> {
+        let mut kept = [0; FINGERPRINT_BYTES];
+        let length = kept.len().min(fingerprint.len());
+        kept[..length].copy_from_slice(&fingerprint[..length]);
+        item.identity = Ok(Identity {
+            key: key.clone(),
+            partition,
+            fingerprint: kept,
+        });
+        item.kept = true;
         let claim = Claim {
             key: &key,
             fingerprint: &fingerprint,
@@ -100,19 +114,6 @@ impl Pass<'_> {
             timestamp_seconds: item.message.timestamp_seconds(),
         };
         if session.take(self.rule(), claim, Fate::Waiting).await? {
-            let partition = item
-                .identity
-                .as_ref()
-                .map(|identity| identity.partition)
-                .unwrap_or_default();
-            let mut kept = [0; FINGERPRINT_BYTES];
-            let length = kept.len().min(fingerprint.len());
-            kept[..length].copy_from_slice(&fingerprint[..length]);
-            item.identity = Ok(Identity {
-                key: key.clone(),
-                partition,
-                fingerprint: kept,
-            });
             return Ok(Opened::Decided(begin(item, attempts)));
         }
         let entry = session
@@ -191,6 +192,9 @@ impl Pass<'_> {
                 continue;
             };
             plans[index] = match judge(&entry, &identity.fingerprint) {
+                Judgement::Duplicate(fate) if self.parks_duplicate(item) => {
+                    Plan::Park(duplicate(key, fate))
+                }
                 Judgement::Duplicate(fate) => Plan::Duplicate(fate),
                 Judgement::Reused(fate) => Plan::Park(reused(key, fate)),
                 Judgement::TakeOver => {
@@ -232,12 +236,12 @@ impl Pass<'_> {
     }
 }
 
-/// An item whose key is claimed: it runs, unless it has failed before.
+/// An item whose key is claimed: it runs, unless it has failed before. What came too late was no attempt.
 fn begin(item: &Item, attempts: i32) -> Plan {
     match &item.preset {
         Some(failure) => Plan::Fail {
             failure: failure.clone(),
-            attempts,
+            attempts: attempts + i32::from(failure.code != code::TOO_LATE),
         },
         None => Plan::Run { attempts },
     }

@@ -140,10 +140,11 @@ pub async fn until_settled(
     store.until_outbox_empty().await
 }
 
-const VERDICTS: [&str; 4] = [
+const VERDICTS: [&str; 5] = [
     "hapax_committed_total",
     "hapax_duplicates_total",
     "hapax_failed_total",
+    "hapax_held_total",
     "hapax_forgotten_total",
 ];
 const RETRIES: &str = "SELECT count(*) FROM hapax_waiting WHERE status = 'retry'";
