@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::key::{FINGERPRINT_BYTES, Identity};
 use crate::ledger::{Judgement, judge};
-use crate::store::{Claim, ClaimRule, Fate, Session, StoreError};
+use crate::store::{Claim, ClaimRule, Entry, Fate, Session, StoreError};
 
 use super::{Hold, Item, Pass, Plan, reused};
 
@@ -190,7 +190,12 @@ impl Pass<'_> {
             let Ok(identity) = &item.identity else {
                 continue;
             };
-            plans[index] = match judge(&entry, &identity.fingerprint) {
+            let judged = judge(&entry, &identity.fingerprint);
+            if !matches!(judged, Judgement::TakeOver) {
+                // What came before the batch judges its followers too, not the one that stands before them.
+                judge_followers(&entry, items, plans, index);
+            }
+            plans[index] = match judged {
                 Judgement::Duplicate(fate) => Plan::Duplicate(fate),
                 Judgement::Reused(fate) => Plan::Park(reused(key, fate)),
                 Judgement::TakeOver => {
@@ -228,6 +233,22 @@ impl Pass<'_> {
             consumer: self.consumer.id,
             plugin: &self.plugin.digest()[..8],
             retention: self.consumer.retention,
+        }
+    }
+}
+
+/// Judges the items of the batch that carry the same key as `first`, each by its own fingerprint.
+fn judge_followers(entry: &Entry, items: &[Item], plans: &mut [Plan], first: usize) {
+    for (item, plan) in items.iter().zip(plans) {
+        let (Plan::Follow(earlier), Ok(identity)) = (&*plan, &item.identity) else {
+            continue;
+        };
+        if *earlier == first {
+            *plan = match judge(entry, &identity.fingerprint) {
+                Judgement::Reused(fate) => Plan::Park(reused(&identity.key, fate)),
+                Judgement::Duplicate(fate) => Plan::Duplicate(fate),
+                Judgement::TakeOver => continue,
+            };
         }
     }
 }
