@@ -11,6 +11,7 @@ mod crash;
 mod demo;
 mod drain;
 mod embedded;
+mod endurance;
 mod exactly_once;
 mod failing_message;
 mod message_content;
@@ -80,6 +81,9 @@ fn main() -> ExitCode {
                 six_sigkills_lose_and_double_nothing_on_postgres,
                 six_sigkills_lose_and_double_nothing_on_sqlite,
                 two_hosts_on_one_queue_are_killed_in_turn;
+        }
+        endurance {
+            once: random_kills_lose_and_double_nothing;
         }
         embedded {
             once: sigkills_lose_and_double_nothing;

@@ -83,6 +83,14 @@ impl Host {
         })
     }
 
+    /// Kills this host and launches the one of `configs` that it was.
+    pub fn launch_after(self, place: &Place, configs: &[Config]) -> anyhow::Result<Host> {
+        let config = configs.iter().find(|config| config.health == self.health);
+        let config = config.context("the host is of none of these configurations")?;
+        self.sigkill()?;
+        Host::launch(place, config)
+    }
+
     /// Waits until `/readyz` answers 200.
     pub async fn until_ready(&mut self) -> anyhow::Result<()> {
         let (child, address) = (&mut self.child, self.health);
