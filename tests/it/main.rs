@@ -7,9 +7,11 @@ mod ack_before_commit;
 mod bad_messages;
 mod bad_start;
 mod commit_in_doubt;
+mod crash;
 mod demo;
 mod drain;
 mod embedded;
+mod endurance;
 mod exactly_once;
 mod failing_message;
 mod message_content;
@@ -73,12 +75,15 @@ macro_rules! trials {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = trials! {
+    let mut trials = trials! {
         exactly_once {
             once:
                 six_sigkills_lose_and_double_nothing_on_postgres,
                 six_sigkills_lose_and_double_nothing_on_sqlite,
                 two_hosts_on_one_queue_are_killed_in_turn;
+        }
+        endurance {
+            once: random_kills_lose_and_double_nothing;
         }
         embedded {
             once: sigkills_lose_and_double_nothing;
@@ -118,6 +123,7 @@ fn main() -> ExitCode {
             each store:
                 within_one_batch_the_second_payload_is_parked,
                 across_batches_the_second_payload_is_parked,
+                a_duplicate_behind_the_second_payload_is_no_mistake,
                 while_the_first_payload_waits_the_second_is_parked,
                 the_same_payload_written_differently_is_a_duplicate;
         }
@@ -195,6 +201,10 @@ fn main() -> ExitCode {
                 publishes_a_file_and_reads_the_status;
         }
     };
+    for (name, point, stack) in crash::cases() {
+        let test = move |place: &Place| RUNTIME.block_on(crash::at(place, point, stack));
+        trials.push(trial(name.leak(), test));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
         eprintln!("{}", servers::log_tails());
@@ -207,7 +217,7 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn trial(name: &'static str, test: fn(&Place) -> Checked) -> Trial {
+fn trial(name: &'static str, test: impl Fn(&Place) -> Checked + Send + 'static) -> Trial {
     Trial::test(name, move || {
         let place = Place::of(name).map_err(|error| format!("{error:#}"))?;
         let complaint = match catch_unwind(AssertUnwindSafe(|| test(&place))) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::failure::code;
 use crate::key::{FINGERPRINT_BYTES, Identity};
 use crate::ledger::{Judgement, judge};
-use crate::store::{Claim, ClaimRule, Fate, Session, StoreError};
+use crate::store::{Claim, ClaimRule, Entry, Fate, Session, StoreError};
 
 use super::verdicts::{duplicate, reused};
 use super::{Hold, Item, Pass, Plan};
@@ -191,11 +191,13 @@ impl Pass<'_> {
             let Ok(identity) = &item.identity else {
                 continue;
             };
-            plans[index] = match judge(&entry, &identity.fingerprint) {
-                Judgement::Duplicate(fate) if self.parks_duplicate(item) => {
-                    Plan::Park(duplicate(key, fate))
-                }
-                Judgement::Duplicate(fate) => Plan::Duplicate(fate),
+            let judged = judge(&entry, &identity.fingerprint);
+            if !matches!(judged, Judgement::TakeOver) {
+                // What came before the batch judges its followers too, not the one that stands before them.
+                self.judge_followers(&entry, items, plans, index);
+            }
+            plans[index] = match judged {
+                Judgement::Duplicate(fate) => self.duplicate(item, key, fate),
                 Judgement::Reused(fate) => Plan::Park(reused(key, fate)),
                 Judgement::TakeOver => {
                     let claim = claim_of(item, identity, entry.attempts);
@@ -208,6 +210,29 @@ impl Pass<'_> {
             };
         }
         Ok(owned)
+    }
+
+    /// Judges the items of the batch that carry the same key as `first`, each by its own fingerprint.
+    fn judge_followers(&self, entry: &Entry, items: &[Item], plans: &mut [Plan], first: usize) {
+        for (item, plan) in items.iter().zip(plans) {
+            let (Plan::Follow(earlier), Ok(identity)) = (&*plan, &item.identity) else {
+                continue;
+            };
+            if *earlier == first {
+                *plan = match judge(entry, &identity.fingerprint) {
+                    Judgement::Reused(fate) => Plan::Park(reused(&identity.key, fate)),
+                    Judgement::Duplicate(fate) => self.duplicate(item, &identity.key, fate),
+                    Judgement::TakeOver => continue,
+                };
+            }
+        }
+    }
+
+    fn duplicate(&self, item: &Item, key: &[u8], fate: Fate) -> Plan {
+        if self.parks_duplicate(item) {
+            return Plan::Park(duplicate(key, fate));
+        }
+        Plan::Duplicate(fate)
     }
 
     /// The keys that `open` has taken already.

@@ -49,6 +49,12 @@ impl Config {
         self
     }
 
+    /// The same host on another store, or on another way to it.
+    pub fn with_store(mut self, url: &str) -> Config {
+        self.store = url.to_owned();
+        self
+    }
+
     /// Adds a line to `[store]`.
     pub fn store_line(mut self, line: &str) -> Config {
         self.store_lines.push(line.to_owned());
