@@ -6,10 +6,12 @@
 mod ack_before_commit;
 mod bad_messages;
 mod bad_start;
+mod brake;
 mod commit_in_doubt;
 mod crash;
 mod demo;
 mod drain;
+mod duplicates;
 mod embedded;
 mod endurance;
 mod exactly_once;
@@ -17,12 +19,17 @@ mod failing_message;
 mod message_content;
 mod one_key_fifty_times;
 mod operator;
+mod outage;
 mod random_schedules;
 mod relay_trouble;
+mod retention;
 mod reused_key;
 mod server_restarts;
+mod service_manager;
+mod strict_order;
 mod support;
 mod swallowed_errors;
+mod two_hosts;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -170,6 +177,7 @@ fn main() -> ExitCode {
         bad_messages {
             each store:
                 are_parked_with_a_code_and_the_rest_flows_on,
+                may_print_anything_before_they_crash,
                 may_hold_any_bytes;
         }
         bad_start {
@@ -189,8 +197,54 @@ fn main() -> ExitCode {
         drain {
             once:
                 with_sigterm_under_load_every_life_ends_well,
-                a_second_signal_ends_it_at_once_and_loses_nothing;
+                a_second_signal_ends_it_at_once_and_loses_nothing,
+                a_drain_that_takes_too_long_is_given_up;
             each store: what_was_only_fetched_goes_back;
+        }
+        strict_order {
+            once:
+                is_kept_when_another_host_takes_over,
+                needs_a_queue_with_one_active_consumer,
+                is_kept_on_the_embedded_broker;
+            each store:
+                is_kept_while_a_message_is_retried,
+                is_kept_until_a_parked_message_is_replayed,
+                goes_on_when_a_parked_message_is_discarded,
+                at_its_cap_the_consumer_takes_no_more_and_loses_nothing,
+                is_kept_through_sigkills;
+        }
+        duplicates {
+            each store:
+                get_the_stored_answer_where_the_consumer_replies,
+                are_parked_where_the_consumer_wants_to_see_them;
+        }
+        retention {
+            each store:
+                a_late_copy_of_a_forgotten_message_is_parked,
+                a_replay_after_expiry_is_applied_once;
+        }
+        brake {
+            each store:
+                a_braked_consumer_keeps_what_it_holds,
+                it_goes_on_by_itself_when_a_message_commits;
+        }
+        outage {
+            once:
+                across_five_restarts_it_loses_no_message,
+                longer_than_the_broker_waits_it_gives_messages_back_once;
+        }
+        service_manager {
+            once: hears_of_start_life_and_stop;
+        }
+        two_hosts {
+            once:
+                apply_each_order_once_where_transactions_are_serializable,
+                keep_the_order_of_a_key_when_one_dies_before_it_publishes,
+                do_not_wait_for_one_that_hangs,
+                do_not_wait_for_one_that_was_killed,
+                lose_no_increment_of_one_state_key,
+                share_a_sqlite_file_between_lane_relay_sweep_and_commands;
+            each store: a_message_that_kills_the_host_is_parked_alone;
         }
         operator {
             each store:

@@ -63,6 +63,17 @@ impl Host {
         config: &Config,
         failpoints: Option<&str>,
     ) -> anyhow::Result<Host> {
+        let variable = |orders: &str| (hapax::failpoint::VARIABLE, orders.to_owned());
+        let variables = failpoints.map(variable);
+        Host::launch_with(place, config, variables.as_slice())
+    }
+
+    /// The same, with these variables in its environment.
+    pub fn launch_with(
+        place: &Place,
+        config: &Config,
+        variables: &[(&str, String)],
+    ) -> anyhow::Result<Host> {
         let config_file = config.write(&place.dir)?;
         let log = place.dir.join(format!("{}.log", config.label));
         let file = File::options().create(true).append(true).open(&log)?;
@@ -73,8 +84,8 @@ impl Host {
             .current_dir(&place.dir)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
-            .stderr(file);
-        arm(&mut command, failpoints);
+            .stderr(file)
+            .envs(variables.iter().map(|(name, value)| (*name, value)));
         Ok(Host {
             child: children::spawn(command)?,
             config_file,
