@@ -10,12 +10,17 @@ use tokio::sync::watch;
 
 use crate::config;
 use crate::key::KeyRules;
+use crate::lane::Pulse;
 use crate::metrics::ConsumerMetrics;
 use crate::sandbox::{Environment, Plugin};
 use crate::store::{ConsumerId, HostId, Store};
 
 use brake::Brake;
 use gate::Gate;
+
+/// What a step may take beside the run of one message: connecting, and the host's own statements, each of
+/// which has its timeout.
+const STEP_GRACE: Duration = Duration::from_mins(2);
 
 /// A queue, a plugin and the rules between them.
 pub struct Consumer {
@@ -36,6 +41,10 @@ pub struct Consumer {
     pub park: Option<config::Target>,
     /// What holds it back.
     pub gate: Gate,
+    /// One for each lane.
+    pulses: Box<[Pulse]>,
+    /// How long one step of a lane may take.
+    step_bound: Duration,
     plugin: watch::Receiver<Arc<Plugin>>,
 }
 
@@ -90,6 +99,8 @@ impl Consumer {
             on_duplicate: config.on_duplicate,
             park: config.park.clone(),
             gate: Gate::new(Brake::new(config.brake)),
+            pulses: (0..config.lanes).map(|_| Pulse::default()).collect(),
+            step_bound: config.limits.wall + STEP_GRACE,
             plugin,
         }
     }
@@ -152,6 +163,19 @@ impl Consumer {
         }
     }
 
+    /// The pulse of a lane.
+    pub fn pulse(&self, lane: i16) -> &Pulse {
+        let lane = usize::try_from(lane).expect("lanes are numbered from zero");
+        &self.pulses[lane]
+    }
+
+    /// Whether a lane is at a step for longer than any limit lets it be.
+    pub fn is_stuck(&self) -> bool {
+        self.pulses
+            .iter()
+            .any(|pulse| pulse.is_stuck(self.step_bound))
+    }
+
     /// The component that new batches run on.
     pub fn plugin(&self) -> Arc<Plugin> {
         Arc::clone(&self.plugin.borrow())
@@ -160,6 +184,15 @@ impl Consumer {
     /// Later messages of a partition wait behind a failed one.
     pub fn is_strict(&self) -> bool {
         matches!(self.order, config::Order::Strict { .. })
+    }
+
+    /// A consumer whose line was full takes messages again when none holds more than this: half, so that it does
+    /// not give messages back after each one that it takes.
+    pub fn room_from(&self) -> u64 {
+        match self.order {
+            config::Order::Lane => u64::MAX,
+            config::Order::Strict { max_held } => u64::from(max_held / 2),
+        }
     }
 
     /// How often a message may begin and take the host down with it.

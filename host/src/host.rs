@@ -24,7 +24,7 @@ use crate::source::Feed;
 use crate::source::amqp::AmqpSource;
 use crate::source::embedded::EmbeddedSource;
 use crate::store::Store;
-use crate::{sweep, waiting};
+use crate::{service, sweep, waiting};
 
 use watch::{Watch, Watched};
 
@@ -60,6 +60,8 @@ pub struct Host {
     sources: JoinSet<()>,
     relay: tokio::task::JoinHandle<()>,
     servers: http::Servers,
+    /// What the service manager hears while the host lives.
+    service: tokio::task::JoinHandle<()>,
 }
 
 impl Host {
@@ -92,6 +94,7 @@ impl Host {
             workers: JoinSet::new(),
             sources: JoinSet::new(),
             relay: tokio::spawn(async {}),
+            service: tokio::spawn(service::watch(readiness.consumers().to_vec())),
             servers,
             config: Arc::clone(&config),
             store: Arc::clone(&parts.store),
@@ -109,6 +112,7 @@ impl Host {
                 &readiness,
             );
         }
+        service::ready(readiness.consumers());
         let watch = Watch::new(Arc::clone(&parts.store), parts.session, watched, readiness);
         host.workers.spawn(watch.run(host.stop.clone()));
         Ok(host)
@@ -206,6 +210,7 @@ impl Host {
     async fn drain(mut self) -> Exit {
         let limit = self.config.host.shutdown_timeout;
         tracing::info!(timeout_seconds = limit.as_secs_f64(), "Draining");
+        service::stopping();
         let drained = tokio::time::timeout(limit, self.drain_steps())
             .await
             .is_ok();
@@ -222,6 +227,7 @@ impl Host {
         let _ = tokio::time::timeout(Duration::from_secs(1), self.servers.stop()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
+        self.service.abort();
         if drained {
             Exit::Drained
         } else {

@@ -6,6 +6,7 @@
 //! again until it works: nothing is acknowledged, counted or given up for it.
 
 mod inbox;
+mod pulse;
 mod work;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::ack::AckQueue;
 use crate::backoff::Backoff;
 use crate::commit::{self, Committed, Hold, Item, Setback, Verdict};
 use crate::consumer::Consumer;
+use crate::consumer::brake::Brake;
 use crate::effects::Isolation;
 use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
@@ -24,6 +26,7 @@ use crate::relay::RelayHandle;
 use crate::store::{Claim, ClaimRule, Fate, Session, StoreError};
 
 pub use inbox::{Inbox, Lanes};
+pub use pulse::Pulse;
 pub use work::{Origin, Work};
 
 /// Conflicts that a message may lose alone before they count as its own failure.
@@ -49,6 +52,13 @@ pub struct Broken {
 enum Ended {
     Stopped,
     Broken(StoreError),
+}
+
+/// What became of a message that was to be committed alone.
+enum Settled {
+    Done,
+    /// It could not be kept: its delivery goes back to the queue.
+    GivenBack,
 }
 
 impl From<Stopped> for Ended {
@@ -116,8 +126,9 @@ impl Lane {
 
     /// One batch, from the inbox to its acknowledgement.
     async fn turn(&mut self) -> Result<(), Ended> {
-        let mut batch = self.take().await?;
         let consumer = Arc::clone(&self.consumer);
+        consumer.pulse(self.number).rest();
+        let mut batch = self.take().await?;
         let pass = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Ended::Stopped),
@@ -128,13 +139,14 @@ impl Lane {
             () = self.stop.cancelled() => return Err(Ended::Stopped),
             () = self.relay.room() => {}
         }
+        consumer.pulse(self.number).beat();
         self.forget(&mut batch);
         if pass.probe {
             // One message is tried; the others stay held, in their order.
             if !self.later.is_empty() {
                 self.held = batch;
                 let work = self.later.remove(0);
-                return self.settle_alone(work).await;
+                return self.settle_alone(work).await.map(|_| ());
             }
             self.held = batch.split_off(batch.len().min(1));
         }
@@ -232,7 +244,7 @@ impl Lane {
         };
         let Some(starts) = starts else {
             // Somebody else has dealt with the key, or has the row: the claim will tell.
-            return self.settle_alone(work).await;
+            return self.settle_alone(work).await.map(|_| ());
         };
         if work.item.hold == Hold::Nothing {
             work.item.hold = Hold::Started(starts);
@@ -251,11 +263,11 @@ impl Lane {
             .ok()
             .map(|known| known.key.clone());
         let settled = self.settle_alone(work).await;
-        if matches!(settled, Err(Ended::Stopped)) {
+        if matches!(settled, Err(Ended::Stopped) | Ok(Settled::GivenBack)) {
             // The world failed, not the message: what it was charged with is taken back.
             self.undo_start(&hold, key.as_deref()).await;
         }
-        settled
+        settled.map(|_| ())
     }
 
     async fn record_start(&mut self, item: &Item) -> Result<Option<i32>, StoreError> {
@@ -349,6 +361,10 @@ impl Lane {
                         break 1;
                     }
                 }
+                Setback::Full => {
+                    self.give_back(&origins);
+                    return Ok(());
+                }
                 Setback::Ours(error) => return Err(Ended::Broken(error)),
             }
         };
@@ -369,7 +385,7 @@ impl Lane {
     }
 
     /// Commits one message by itself, where everything that fails is told apart.
-    async fn settle_alone(&mut self, work: Work) -> Result<(), Ended> {
+    async fn settle_alone(&mut self, work: Work) -> Result<Settled, Ended> {
         let Work {
             mut item,
             origin,
@@ -381,7 +397,7 @@ impl Lane {
             let setback = match self.attempt(std::slice::from_mut(&mut item)).await {
                 Ok(committed) => {
                     self.conclude(committed, &[item], vec![origin]);
-                    return Ok(());
+                    return Ok(Settled::Done);
                 }
                 Err(setback) => setback,
             };
@@ -389,6 +405,14 @@ impl Lane {
             match setback {
                 Setback::Again => tokio::task::yield_now().await,
                 Setback::Isolate => self.cautious = CAUTIOUS_BATCHES,
+                Setback::Full => {
+                    self.give_back(&[origin]);
+                    return Ok(Settled::GivenBack);
+                }
+                // The messages behind it must not overtake it.
+                Setback::Busy(error) if self.consumer.is_strict() => {
+                    self.pause(&mut trouble, &error).await?;
+                }
                 Setback::Split(error) => {
                     conflicts += 1;
                     if conflicts > MAX_CONFLICTS {
@@ -402,7 +426,7 @@ impl Lane {
                         origin,
                         alone,
                     });
-                    return Ok(());
+                    return Ok(Settled::Done);
                 }
                 Setback::World(error) => {
                     self.pause(&mut trouble, &error).await?;
@@ -420,6 +444,7 @@ impl Lane {
 
     /// One transaction over these items.
     async fn attempt(&mut self, items: &mut [Item]) -> Result<Committed, Setback> {
+        self.consumer.pulse(self.number).beat();
         self.connect().await.map_err(Setback::World)?;
         let isolation = if self.cautious > 0 {
             Isolation::Savepoints
@@ -477,6 +502,49 @@ impl Lane {
         for (item, verdict) in items.iter().zip(&committed.verdicts) {
             self.report(item, verdict);
         }
+        self.tell_brake(&committed.verdicts);
+    }
+
+    /// Lets deliveries go that cannot be kept anywhere: their channel is given up, so that none of the messages
+    /// behind them overtakes them, and the consumer takes no more until there is room.
+    fn give_back(&self, origins: &[Origin]) {
+        for origin in origins {
+            if let Origin::Queue { acks, .. } = origin {
+                acks.close();
+            }
+        }
+        let deliveries = origins
+            .iter()
+            .filter(|origin| matches!(origin, Origin::Queue { .. }))
+            .count();
+        self.consumer.metrics.forgotten.inc_by(deliveries as u64);
+        self.consumer.set_full(true);
+    }
+
+    /// Tells the brake of a batch in its order; commits one after another count as one.
+    fn tell_brake(&self, verdicts: &[Verdict]) {
+        let mut committed = false;
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Committed if committed => {}
+                Verdict::Committed => {
+                    committed = true;
+                    self.consumer.note_for_brake(Brake::committed);
+                }
+                Verdict::Failed {
+                    failure, status, ..
+                } => {
+                    committed = false;
+                    let (code, now) = (failure.code, Instant::now());
+                    let parked = *status == crate::store::Status::Parked;
+                    self.consumer.note_for_brake(|brake| match parked {
+                        true => brake.parked(code, now),
+                        false => brake.failed(now),
+                    });
+                }
+                Verdict::Duplicate(_) | Verdict::Held | Verdict::Gone => {}
+            }
+        }
     }
 
     /// How many messages the next batch may hold.
@@ -504,8 +572,15 @@ impl Lane {
             metrics.retried.inc();
         }
         match verdict {
+            Verdict::Held => {
+                metrics.held.inc();
+            }
             Verdict::Committed => {
                 metrics.committed.inc();
+                let fenced = item.message.timestamp_seconds().is_some();
+                if !fenced && self.consumer.retention.is_some() {
+                    metrics.unfenced.inc();
+                }
                 metrics
                     .end_to_end_seconds
                     .observe(item.received.elapsed().as_secs_f64());
@@ -545,6 +620,7 @@ impl Lane {
             Setback::Isolate => ("isolate", None),
             Setback::Split(error) => ("split", Some(error)),
             Setback::Again => ("again", None),
+            Setback::Full => ("full", None),
             Setback::Busy(error) => ("busy", Some(error)),
             Setback::World(error) => ("world", Some(error)),
             Setback::Ours(error) => ("ours", Some(error)),
@@ -589,9 +665,14 @@ impl Lane {
                 "The store does not answer; messages are held and tried again"
             );
         }
+        let pulse = self.consumer.pulse(self.number);
+        pulse.rest();
         tokio::select! {
             () = self.stop.cancelled() => Err(Stopped),
-            () = tokio::time::sleep(trouble.pause()) => Ok(()),
+            () = tokio::time::sleep(trouble.pause()) => {
+                pulse.beat();
+                Ok(())
+            }
         }
     }
 }

@@ -39,6 +39,7 @@ pub mod host;
 pub mod http;
 pub mod metrics;
 pub mod operations;
+pub mod service;
 pub mod telemetry;
 
 // What people type and see.

@@ -42,7 +42,7 @@ pub async fn run(consumer: Arc<Consumer>, stop: CancellationToken) {
         }
         let walked = tokio::select! {
             () = stop.cancelled() => return,
-            walked = walk(&consumer) => walked,
+            walked = walk(&consumer, retention) => walked,
         };
         match walked {
             Ok(0) => trouble.reset(),
@@ -59,13 +59,15 @@ pub async fn run(consumer: Arc<Consumer>, stop: CancellationToken) {
 }
 
 /// One walk over all keys; returns how many were forgotten.
-async fn walk(consumer: &Consumer) -> Result<u64, StoreError> {
+async fn walk(consumer: &Consumer, retention: Duration) -> Result<u64, StoreError> {
     let mut session: Box<dyn Session> = consumer.store.session("hapax sweep").await?;
     let mut after = Vec::new();
     let mut total = 0;
     loop {
         failpoint::pass(Point::BeforeSweep);
-        let (last, rows) = session.sweep(consumer.id, &after, STEP_ROWS).await?;
+        let (last, rows) = session
+            .sweep(consumer.id, retention, &after, STEP_ROWS)
+            .await?;
         failpoint::pass_if(Point::AfterSweep, rows > 0);
         total += rows;
         consumer.metrics.swept.inc_by(rows);

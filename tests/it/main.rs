@@ -6,10 +6,14 @@
 mod ack_before_commit;
 mod bad_messages;
 mod bad_start;
+mod brake;
 mod commit_in_doubt;
+mod crash;
 mod demo;
 mod drain;
+mod duplicates;
 mod embedded;
+mod endurance;
 mod exactly_once;
 mod failing_message;
 mod message_content;
@@ -18,12 +22,17 @@ mod operator;
 mod operator_consumers;
 mod operator_ledger;
 mod operator_outbox;
+mod outage;
 mod random_schedules;
 mod relay_trouble;
+mod retention;
 mod reused_key;
 mod server_restarts;
+mod service_manager;
+mod strict_order;
 mod support;
 mod swallowed_errors;
+mod two_hosts;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -76,12 +85,15 @@ macro_rules! trials {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = trials! {
+    let mut trials = trials! {
         exactly_once {
             once:
                 six_sigkills_lose_and_double_nothing_on_postgres,
                 six_sigkills_lose_and_double_nothing_on_sqlite,
                 two_hosts_on_one_queue_are_killed_in_turn;
+        }
+        endurance {
+            once: random_kills_lose_and_double_nothing;
         }
         embedded {
             once: sigkills_lose_and_double_nothing;
@@ -121,6 +133,7 @@ fn main() -> ExitCode {
             each store:
                 within_one_batch_the_second_payload_is_parked,
                 across_batches_the_second_payload_is_parked,
+                a_duplicate_behind_the_second_payload_is_no_mistake,
                 while_the_first_payload_waits_the_second_is_parked,
                 the_same_payload_written_differently_is_a_duplicate;
         }
@@ -167,6 +180,7 @@ fn main() -> ExitCode {
         bad_messages {
             each store:
                 are_parked_with_a_code_and_the_rest_flows_on,
+                may_print_anything_before_they_crash,
                 may_hold_any_bytes;
         }
         bad_start {
@@ -186,8 +200,54 @@ fn main() -> ExitCode {
         drain {
             once:
                 with_sigterm_under_load_every_life_ends_well,
-                a_second_signal_ends_it_at_once_and_loses_nothing;
+                a_second_signal_ends_it_at_once_and_loses_nothing,
+                a_drain_that_takes_too_long_is_given_up;
             each store: what_was_only_fetched_goes_back;
+        }
+        strict_order {
+            once:
+                is_kept_when_another_host_takes_over,
+                needs_a_queue_with_one_active_consumer,
+                is_kept_on_the_embedded_broker;
+            each store:
+                is_kept_while_a_message_is_retried,
+                is_kept_until_a_parked_message_is_replayed,
+                goes_on_when_a_parked_message_is_discarded,
+                at_its_cap_the_consumer_takes_no_more_and_loses_nothing,
+                is_kept_through_sigkills;
+        }
+        duplicates {
+            each store:
+                get_the_stored_answer_where_the_consumer_replies,
+                are_parked_where_the_consumer_wants_to_see_them;
+        }
+        retention {
+            each store:
+                a_late_copy_of_a_forgotten_message_is_parked,
+                a_replay_after_expiry_is_applied_once;
+        }
+        brake {
+            each store:
+                a_braked_consumer_keeps_what_it_holds,
+                it_goes_on_by_itself_when_a_message_commits;
+        }
+        outage {
+            once:
+                across_five_restarts_it_loses_no_message,
+                longer_than_the_broker_waits_it_gives_messages_back_once;
+        }
+        service_manager {
+            once: hears_of_start_life_and_stop;
+        }
+        two_hosts {
+            once:
+                apply_each_order_once_where_transactions_are_serializable,
+                keep_the_order_of_a_key_when_one_dies_before_it_publishes,
+                do_not_wait_for_one_that_hangs,
+                do_not_wait_for_one_that_was_killed,
+                lose_no_increment_of_one_state_key,
+                share_a_sqlite_file_between_lane_relay_sweep_and_commands;
+            each store: a_message_that_kills_the_host_is_parked_alone;
         }
         operator {
             each store:
@@ -218,6 +278,10 @@ fn main() -> ExitCode {
                 other_rules_wait_for_the_last_host;
         }
     };
+    for (name, point, stack) in crash::cases() {
+        let test = move |place: &Place| RUNTIME.block_on(crash::at(place, point, stack));
+        trials.push(trial(name.leak(), test));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
         eprintln!("{}", servers::log_tails());
@@ -230,7 +294,7 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn trial(name: &'static str, test: fn(&Place) -> Checked) -> Trial {
+fn trial(name: &'static str, test: impl Fn(&Place) -> Checked + Send + 'static) -> Trial {
     Trial::test(name, move || {
         let place = Place::of(name).map_err(|error| format!("{error:#}"))?;
         let complaint = match catch_unwind(AssertUnwindSafe(|| test(&place))) {

@@ -63,8 +63,7 @@ impl Brake {
             return Change::Nothing;
         }
         let State::Released { row } = self.state else {
-            self.failed(now);
-            return Change::Nothing;
+            return self.failed(now);
         };
         let parks = match row {
             Some((same, parks)) if same == code => parks + 1,
@@ -86,7 +85,7 @@ impl Brake {
     }
 
     /// An attempt has failed and was not parked yet. Ends a probe; otherwise it decides nothing.
-    pub fn failed(&mut self, now: Instant) {
+    pub fn failed(&mut self, now: Instant) -> Change {
         let (
             Some(settings),
             State::On {
@@ -97,7 +96,7 @@ impl Brake {
             },
         ) = (&self.settings, self.state)
         else {
-            return;
+            return Change::Nothing;
         };
         let pause = (pause * 2).min(settings.max_probe);
         self.state = State::On {
@@ -106,6 +105,7 @@ impl Brake {
             next_probe: now + pause,
             probing: false,
         };
+        Change::Nothing
     }
 
     /// A message has committed.

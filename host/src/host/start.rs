@@ -402,6 +402,12 @@ async fn register(
             });
         }
     }
+    if let Retention::For(retention) = settings.retention {
+        session
+            .note_retention(row.id, retention)
+            .await
+            .map_err(|error| store_error(config, error))?;
+    }
     Ok(row)
 }
 

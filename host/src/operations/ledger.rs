@@ -341,10 +341,14 @@ impl Operations {
             let entries = session.entries(id, &keys.collect::<Vec<_>>()).await?;
             entries.iter().filter(|entry| entry.is_none()).count() as u64
         } else {
+            let retention = retention(consumer);
+            if let Some(retention) = retention {
+                session.note_retention(id, retention).await?;
+            }
             let rule = ClaimRule {
                 consumer: id,
                 plugin: b"",
-                retention: retention(consumer),
+                retention,
             };
             let keys = keys
                 .iter()

@@ -14,6 +14,7 @@ use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
 
 use crate::amqp::Address;
 use crate::failpoint::{self, Point};
+use crate::message::{Message, encode_properties};
 use crate::store::OutboxRecord;
 
 use super::{Lost, Publisher, Sent};
@@ -267,14 +268,23 @@ async fn send(channel: &Channel, record: &OutboxRecord, frame_max: usize) -> Sen
     }
 }
 
+/// What tells two messages of a block apart, as a return repeats it.
+fn identity(message: &Message) -> (String, String, Vec<u8>) {
+    (
+        message.exchange.clone(),
+        message.routing_key.clone(),
+        encode_properties(&message.properties),
+    )
+}
+
 enum Confirm {
     Answer(Box<Confirmation>),
     Refused(String),
     Lost,
 }
 
-/// Matches returns to rows by message id: a confirm for several messages at once does not say which of
-/// them came back.
+/// Matches returns to rows by their properties and destination: a confirm for several messages at once does
+/// not say which of them came back, and two messages may have one id.
 fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate> {
     let mut returned = HashSet::new();
     let mut text = String::new();
@@ -283,7 +293,12 @@ fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate
             continue;
         };
         if let Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message)) = &**answer {
-            returned.insert(message.delivery.properties.message_id().clone());
+            let delivery = &message.delivery;
+            returned.insert((
+                delivery.exchange.to_string(),
+                delivery.routing_key.to_string(),
+                encode_properties(&delivery.properties),
+            ));
             text = message.reply_text.to_string();
         }
     }
@@ -295,7 +310,7 @@ fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate
             // lapin nacks what was pending when a channel closes.
             Confirm::Answer(answer) if !alive && answer.is_nack() => Fate::Unknown,
             Confirm::Answer(answer) => {
-                if returned.contains(record.row.message.properties.message_id()) {
+                if !returned.is_empty() && returned.contains(&identity(&record.row.message)) {
                     return Fate::Known(Sent::Returned(text.clone()));
                 }
                 match *answer {

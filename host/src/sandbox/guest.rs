@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::effects::outbox::StoredReply;
 use crate::effects::state::StateView;
 use crate::effects::{Effects, Fault, Transaction};
 use crate::failpoint::{self, Point};
@@ -104,6 +105,8 @@ impl Guest {
     pub(super) fn take_effects(&mut self) -> Effects {
         let mut effects = std::mem::take(&mut self.effects);
         effects.state = std::mem::take(&mut self.state).into_writes();
+        let reply = self.reply.map(|place| &effects.outbox[place]);
+        effects.reply = reply.map(|row| StoredReply::of(row));
         effects
     }
 

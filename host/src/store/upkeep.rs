@@ -6,7 +6,7 @@
 
 use async_trait::async_trait;
 
-use super::{ClaimRule, ConsumerId, Fate, OutboxRecord, StoreError, WaitingFilter};
+use super::{ClaimRule, ConsumerId, Fate, OutboxRecord, Status, StoreError, WaitingRow};
 
 /// What a host works by, as others can see it. Any number of sessions may hold the same mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,6 +82,37 @@ pub struct OutboxListing {
     pub created_at: i64,
     /// Absent while the row is in the memory of a host.
     pub due_at: Option<i64>,
+}
+
+/// A row of `hapax_waiting` as it was read, with the times that the database gave it.
+/// Microseconds since the Unix epoch.
+#[derive(Clone, Debug)]
+pub struct WaitingRecord {
+    pub consumer: String,
+    pub row: WaitingRow,
+    pub first_failed_at: i64,
+    pub failed_at: i64,
+    /// Absent while the row is parked.
+    pub due_at: Option<i64>,
+}
+
+/// Which rows an operator means.
+#[derive(Clone, Debug, Default)]
+pub struct WaitingFilter {
+    pub consumer: Option<String>,
+    pub status: Option<Status>,
+    pub code: Option<String>,
+    /// The first bytes of the id, so that a person can type them.
+    pub id_prefix: Option<Vec<u8>>,
+    pub key: Option<Vec<u8>>,
+    /// Failed last in this span, microseconds since the Unix epoch; the end is not in it.
+    pub since: Option<i64>,
+    pub until: Option<i64>,
+    /// Rows after this one in the order of the list: when it failed, and its id.
+    pub after: Option<(i64, Vec<u8>)>,
+    /// Leave the bodies away; they come back empty.
+    pub without_bodies: bool,
+    pub limit: u32,
 }
 
 /// What an operator did, and why.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::session::{PgQuery, PostgresSession, column};
 use crate::store::stored::{broken, timestamp_seconds};
 use crate::store::{
-    Claim, ClaimRule, ConsumerId, Entry, Fate, Session, Settlement, StoreError, stored,
+    Claim, ClaimRule, ConsumerId, Entry, Fate, Finished, Session, Settlement, StoreError, stored,
 };
 
 /// Seconds for `interval '1 second'`.
@@ -142,15 +142,77 @@ impl PostgresSession {
         &mut self,
         consumer: ConsumerId,
         keys: &[&[u8]],
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Finished, StoreError> {
         let select = self
             .statement(
-                "SELECT count(*) FROM @hapax_ledger \
+                "SELECT count(*), (SELECT (extract(epoch FROM horizon) * 1000000)::bigint \
+                 FROM @hapax_consumer WHERE id = $1) FROM @hapax_ledger \
                  WHERE consumer = $1 AND key = ANY($2::bytea[]) AND xmin = pg_current_xact_id()::xid",
             )
             .bind(consumer.0)
             .bind(keys);
-        self.count(select).await
+        let row = self.row(select).await?;
+        let row = row.ok_or_else(|| StoreError::Broken("a count has no answer".to_owned()))?;
+        Ok(Finished {
+            claims: column::<i64>(&row, 0)?.unsigned_abs(),
+            horizon: column(&row, 1)?,
+        })
+    }
+
+    pub(super) async fn ledger_keep_replies(
+        &mut self,
+        consumer: ConsumerId,
+        replies: &[(&[u8], Vec<u8>)],
+    ) -> Result<u64, StoreError> {
+        let (keys, texts): (Vec<&[u8]>, Vec<&[u8]>) = replies
+            .iter()
+            .map(|(key, reply)| (*key, reply.as_slice()))
+            .unzip();
+        let update = self
+            .statement(
+                "UPDATE @hapax_ledger l SET reply = r.reply \
+                 FROM unnest($2::bytea[], $3::bytea[]) AS r (key, reply) \
+                 WHERE l.consumer = $1 AND l.key = ANY($2::bytea[]) AND l.key = r.key \
+                 AND l.xmin = pg_current_xact_id()::xid",
+            )
+            .bind(consumer.0)
+            .bind(keys)
+            .bind(texts);
+        self.touch(update).await
+    }
+
+    pub(super) async fn ledger_replies(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let select = self
+            .statement(
+                "SELECT key, reply FROM @hapax_ledger \
+                 WHERE consumer = $1 AND key = ANY($2::bytea[]) AND reply IS NOT NULL",
+            )
+            .bind(consumer.0)
+            .bind(keys);
+        let mut found = HashMap::<Vec<u8>, Vec<u8>>::new();
+        for row in self.rows(select).await? {
+            found.insert(column(&row, 0)?, column(&row, 1)?);
+        }
+        Ok(keys.iter().map(|key| found.get(*key).cloned()).collect())
+    }
+
+    pub(super) async fn ledger_note_retention(
+        &mut self,
+        consumer: ConsumerId,
+        retention: Duration,
+    ) -> Result<(), StoreError> {
+        let update = self
+            .statement(
+                "UPDATE @hapax_consumer SET shortest_retention = least(shortest_retention, $2) \
+                 WHERE id = $1 AND (shortest_retention IS NULL OR shortest_retention > $2)",
+            )
+            .bind(consumer.0)
+            .bind(stored::micros(retention));
+        self.touch(update).await.map(|_| ())
     }
 
     pub(super) async fn ledger_record_start(
@@ -234,17 +296,19 @@ impl PostgresSession {
     pub(super) async fn ledger_sweep(
         &mut self,
         consumer: ConsumerId,
+        retention: Duration,
         after: &[u8],
         limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
         self.begin().await?;
-        let swept = self.sweep_page(consumer, after, limit).await;
+        let swept = self.sweep_page(consumer, retention, after, limit).await;
         self.finish_own(swept).await
     }
 
     async fn sweep_page(
         &mut self,
         consumer: ConsumerId,
+        retention: Duration,
         after: &[u8],
         limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
@@ -255,22 +319,27 @@ impl PostgresSession {
         // Rows that somebody has locked are skipped, so that the sweep never waits for a lane.
         let sweep = self
             .statement(
-                "WITH page AS MATERIALIZED (SELECT key FROM @hapax_ledger \
+                "WITH shortest AS MATERIALIZED (SELECT coalesce(shortest_retention, $4) AS micros \
+                 FROM @hapax_consumer WHERE id = $1), \
+                 page AS MATERIALIZED (SELECT key FROM @hapax_ledger \
                  WHERE consumer = $1 AND key > $2 ORDER BY key LIMIT $3), \
                  expired AS MATERIALIZED (SELECT key FROM @hapax_ledger \
                  WHERE consumer = $1 AND key = ANY(ARRAY(SELECT key FROM page)) \
-                 AND expires_at <= now() AND fate NOT IN (2, 3) FOR UPDATE SKIP LOCKED), \
+                 AND expires_at <= now() - ($4 - (SELECT micros FROM shortest)) * interval '1 microsecond' \
+                 AND fate NOT IN (2, 3) FOR UPDATE SKIP LOCKED), \
                  gone AS (DELETE FROM @hapax_ledger \
                  WHERE consumer = $1 AND key = ANY(ARRAY(SELECT key FROM expired)) RETURNING expires_at), \
                  raised AS (UPDATE @hapax_consumer SET \
-                 horizon = greatest(horizon, (SELECT max(expires_at) FROM gone)) \
+                 horizon = greatest(horizon, (SELECT max(expires_at) FROM gone) \
+                 - (SELECT micros FROM shortest) * interval '1 microsecond') \
                  WHERE id = $1 AND EXISTS (SELECT FROM gone)) \
                  SELECT (SELECT count(*) FROM page), (SELECT key FROM page ORDER BY key DESC LIMIT 1), \
                  (SELECT count(*) FROM gone)",
             )
             .bind(consumer.0)
             .bind(after)
-            .bind(i64::from(limit));
+            .bind(i64::from(limit))
+            .bind(stored::micros(retention));
         let row = self.row(sweep).await?;
         let row = row.ok_or_else(|| StoreError::Broken("the sweep has no answer".to_owned()))?;
         let last = if column::<i64>(&row, 0)? < i64::from(limit) {

@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
 
 use super::errors::Refusal;
 use crate::store::{
-    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, HostId, OutboxDepth,
+    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
     OutboxRecord, OutboxRow, Rows, Session, Settlement, Status, StoreError, Upkeep, Value,
     WaitingFilter, WaitingRecord, WaitingRow,
 };
@@ -361,8 +361,28 @@ impl Session for PostgresSession {
         self.ledger_settle(consumer, settlements).await
     }
 
-    async fn finish(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
+    async fn finish(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Finished, StoreError> {
         self.ledger_finish(consumer, keys).await
+    }
+
+    async fn keep_replies(
+        &mut self,
+        consumer: ConsumerId,
+        replies: &[(&[u8], Vec<u8>)],
+    ) -> Result<u64, StoreError> {
+        self.ledger_keep_replies(consumer, replies).await
+    }
+
+    async fn replies(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.ledger_replies(consumer, keys).await
     }
 
     async fn record_start(
@@ -384,13 +404,22 @@ impl Session for PostgresSession {
         self.ledger_count(consumer).await
     }
 
+    async fn note_retention(
+        &mut self,
+        consumer: ConsumerId,
+        retention: Duration,
+    ) -> Result<(), StoreError> {
+        self.ledger_note_retention(consumer, retention).await
+    }
+
     async fn sweep(
         &mut self,
         consumer: ConsumerId,
+        retention: Duration,
         after: &[u8],
         limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
-        self.ledger_sweep(consumer, after, limit).await
+        self.ledger_sweep(consumer, retention, after, limit).await
     }
 
     async fn waiting_put(
@@ -404,9 +433,30 @@ impl Session for PostgresSession {
     async fn waiting_due(
         &mut self,
         consumer: ConsumerId,
+        in_line: bool,
         limit: u32,
     ) -> Result<Vec<(Vec<u8>, i64)>, StoreError> {
-        self.due_waiting(consumer, limit).await
+        self.due_waiting(consumer, in_line, limit).await
+    }
+
+    async fn waiting_lines(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: &[i64],
+    ) -> Result<Vec<(i64, u64)>, StoreError> {
+        self.lines_waiting(consumer, partitions).await
+    }
+
+    async fn waiting_release(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: Option<&[i64]>,
+    ) -> Result<u64, StoreError> {
+        self.release_waiting(consumer, partitions).await
+    }
+
+    async fn waiting_held(&mut self, consumer: ConsumerId) -> Result<u64, StoreError> {
+        self.held_waiting(consumer).await
     }
 
     async fn waiting_next(&mut self, consumer: ConsumerId) -> Result<Option<Duration>, StoreError> {

@@ -95,7 +95,7 @@ impl Slot {
                 .bind(row.message.body.as_ref())
                 .bind(now)
                 .bind(now)
-                .bind((row.status != Status::Parked).then(|| now + micros(*due)));
+                .bind((row.status == Status::Retry).then(|| now + micros(*due)));
         }
         self.touch(insert).await.map(|_| ())
     }
@@ -103,20 +103,103 @@ impl Slot {
     pub async fn waiting_due(
         &mut self,
         consumer: ConsumerId,
+        in_line: bool,
         limit: u32,
     ) -> Result<Vec<(Vec<u8>, i64)>, StoreError> {
         let select = sqlx::query(
-            "SELECT id, partition FROM hapax_waiting WHERE consumer = ? AND status = 'retry' AND due_at <= ? \
-             ORDER BY due_at LIMIT ?",
+            "SELECT w.id, w.partition FROM hapax_waiting w \
+             WHERE w.consumer = ?1 AND w.status = 'retry' AND w.due_at <= ?2 \
+             AND (NOT ?3 OR w.key IS NULL OR NOT EXISTS (SELECT 1 FROM hapax_waiting e \
+             WHERE e.consumer = ?1 AND e.partition = w.partition AND e.key IS NOT NULL \
+             AND e.arrival < w.arrival)) ORDER BY w.due_at LIMIT ?4",
         )
         .bind(consumer.0)
         .bind(now())
+        .bind(in_line)
         .bind(limit);
         self.rows(select)
             .await?
             .iter()
             .map(|row| Ok((column(row, 0)?, column(row, 1)?)))
             .collect()
+    }
+
+    /// One writer: nobody else sees a line while a transaction is open.
+    pub async fn waiting_lines(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: &[i64],
+    ) -> Result<Vec<(i64, u64)>, StoreError> {
+        let mut lines = Vec::new();
+        for piece in pieces(partitions.len()) {
+            let partitions = &partitions[piece];
+            let text = format!(
+                "SELECT partition, count(*) FILTER (WHERE status = 'held') FROM hapax_waiting \
+                 WHERE consumer = ? AND partition IN ({}) AND key IS NOT NULL GROUP BY partition",
+                marks(partitions.len())
+            );
+            let mut select = sqlx::query(AssertSqlSafe(text)).bind(consumer.0);
+            for partition in partitions {
+                select = select.bind(*partition);
+            }
+            for row in self.rows(select).await? {
+                lines.push((column(&row, 0)?, column::<i64>(&row, 1)?.unsigned_abs()));
+            }
+        }
+        Ok(lines)
+    }
+
+    pub async fn waiting_release(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: Option<&[i64]>,
+    ) -> Result<u64, StoreError> {
+        let Some(partitions) = partitions else {
+            let held = sqlx::query(
+                "SELECT DISTINCT partition FROM hapax_waiting WHERE consumer = ? AND status = 'held'",
+            )
+            .bind(consumer.0);
+            let all = self
+                .rows(held)
+                .await?
+                .iter()
+                .map(|row| column(row, 0))
+                .collect::<Result<Vec<i64>, _>>()?;
+            return self.release_lines(consumer, &all).await;
+        };
+        self.release_lines(consumer, partitions).await
+    }
+
+    async fn release_lines(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: &[i64],
+    ) -> Result<u64, StoreError> {
+        let mut released = 0;
+        for partition in partitions {
+            let update = sqlx::query(
+                "UPDATE hapax_waiting SET status = 'retry', due_at = ?1, starts = 0 \
+                 WHERE status = 'held' AND arrival = (SELECT min(arrival) FROM hapax_waiting \
+                 WHERE consumer = ?2 AND partition = ?3 AND key IS NOT NULL)",
+            )
+            .bind(now())
+            .bind(consumer.0)
+            .bind(partition);
+            released += self.touch(update).await?;
+        }
+        Ok(released)
+    }
+
+    pub async fn waiting_held(&mut self, consumer: ConsumerId) -> Result<u64, StoreError> {
+        let select = sqlx::query(
+            "SELECT coalesce(max(held), 0) FROM (SELECT count(*) AS held FROM hapax_waiting \
+             WHERE consumer = ? AND status = 'held' GROUP BY partition)",
+        )
+        .bind(consumer.0);
+        match self.row(select).await? {
+            Some(row) => Ok(column::<i64>(&row, 0)?.unsigned_abs()),
+            None => Ok(0),
+        }
     }
 
     pub async fn waiting_next(
@@ -271,7 +354,7 @@ impl Slot {
             let ids = &ids[piece];
             let text = format!(
                 "DELETE FROM hapax_waiting WHERE consumer IN (SELECT id FROM hapax_consumer) AND id IN ({}) \
-                 AND status = 'parked' RETURNING consumer, key, failed_at",
+                 AND status = 'parked' RETURNING consumer, key, failed_at, partition",
                 marks(ids.len())
             );
             let mut delete = sqlx::query(AssertSqlSafe(text));
@@ -290,6 +373,8 @@ impl Slot {
                 .bind(column::<i32>(&row, 0)?)
                 .bind(column::<Option<Vec<u8>>>(&row, 1)?);
                 self.touch(fate).await?;
+                let consumer = ConsumerId(column(&row, 0)?);
+                self.release_lines(consumer, &[column(&row, 3)?]).await?;
                 discarded += 1;
             }
         }
