@@ -4,16 +4,21 @@
 //! went wrong is said once, on standard error, in words: what, where, what to do.
 
 mod access;
+mod ask;
 mod bench;
 mod build;
 mod check;
 mod child;
+mod consumers;
 mod demo;
+mod ledger;
 mod migrate;
+mod outbox;
 mod parked;
 mod publish;
 mod run;
 mod status;
+mod typed;
 
 use std::ffi::OsString;
 use std::io;
@@ -79,6 +84,15 @@ pub enum Command {
     /// Look at failed messages, run them again, or give them up
     #[command(subcommand)]
     Parked(parked::ParkedCommand),
+    /// Look after outgoing messages that could not be sent
+    #[command(subcommand)]
+    Outbox(outbox::OutboxCommand),
+    /// Look up keys, make the ledger forget some, or take over those of another consumer
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
+    /// See what consumers do, hold them back, let them go on, change their rules
+    #[command(subcommand)]
+    Consumers(consumers::ConsumersCommand),
     /// Show consumers, queues, fates and the outbox
     Status(status::StatusArgs),
 }
@@ -251,6 +265,9 @@ pub async fn run(command: Command, config: Arc<Config>) -> Result<ExitCode, Erro
         Command::Migrate(arguments) => migrate::run(&arguments, &config).await?,
         Command::Publish(arguments) => publish::run(&arguments, config).await?,
         Command::Parked(command) => parked::run(command, config).await?,
+        Command::Outbox(command) => outbox::run(command, config).await?,
+        Command::Ledger(command) => ledger::run(command, config).await?,
+        Command::Consumers(command) => consumers::run(command, config).await?,
         Command::Status(arguments) => status::run(&arguments, config).await?,
         alone @ (Command::Build(_)
         | Command::Demo(_)
@@ -267,6 +284,14 @@ pub async fn run(command: Command, config: Arc<Config>) -> Result<ExitCode, Erro
 fn print_json(value: &impl serde::Serialize) -> Result<(), Error> {
     let text = serde_json::to_string_pretty(value).expect("these values are plain data");
     Ok(output::print(&(text + "\n"))?)
+}
+
+/// How far a long operation is. Shown on a terminal only.
+fn progress(total: u64) -> indicatif::ProgressBar {
+    let style =
+        indicatif::ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} {per_sec} {eta}")
+            .expect("the template is a constant");
+    indicatif::ProgressBar::new(total).with_style(style)
 }
 
 /// An answer to another question. Versions differ, or the daemon has a defect.

@@ -5,23 +5,29 @@
 //! committed. Nothing here acknowledges a message, waits for a server or decides how often to try:
 //! that is the lane's.
 
+mod answers;
 mod claim;
+mod late;
+mod lines;
 mod setback;
+mod verdicts;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::consumer::Consumer;
+use crate::effects::outbox::StoredReply;
 use crate::effects::{Isolation, Transaction, flush_failure};
-use crate::failure::{Again, Class, Failure, code};
+use crate::failpoint::{self, Point};
+use crate::failure::{Class, Failure};
 use crate::key::Identity;
 use crate::message::Message;
 use crate::sandbox::{Attempt, Plugin, Verdict as Ran};
-use crate::store::{Fate, OutboxRecord, Session, Settlement, Status, StoreError, WaitingRow};
-use crate::waiting;
+use crate::store::{Fate, OutboxRecord, Session, Settlement, Status, StoreError};
 
 use claim::ClaimError;
 use setback::{claim_setback, expect_all, host_error, no_session, spoiled_setback};
+use verdicts::Writes;
 
 pub use setback::Setback;
 
@@ -35,6 +41,9 @@ pub struct Item {
     /// A failure that was met in an earlier pass whose transaction it took along: the message is not run
     /// again, its failure is recorded.
     pub preset: Option<Failure>,
+    /// It was kept in the table under its key: it is no news to the ledger, and the first of its
+    /// partition's line. Found out in the transaction.
+    pub kept: bool,
     pub received: Instant,
 }
 
@@ -54,6 +63,8 @@ pub enum Hold {
 pub enum Verdict {
     Committed,
     Duplicate(Fate),
+    /// It waits in the table behind an earlier message of its partition.
+    Held,
     Failed {
         failure: Failure,
         status: Status,
@@ -79,11 +90,17 @@ enum Plan {
     Run {
         attempts: i32,
     },
-    /// Record a failure of a key that this transaction has claimed.
+    /// It has run, and has given this answer.
+    Ran {
+        reply: Option<StoredReply>,
+    },
+    /// Record a failure of a key that this transaction has claimed; it is the last of so many attempts.
     Fail {
         failure: Failure,
         attempts: i32,
     },
+    /// Put it behind an earlier message of its partition. Its key is claimed.
+    Hold,
     /// Park it under an id of its own, and leave its key alone.
     Park(Failure),
     Duplicate(Fate),
@@ -130,14 +147,6 @@ struct Pass<'a> {
     isolation: Isolation,
 }
 
-/// What a pass has to write before it finishes.
-#[derive(Default)]
-struct Writes {
-    rows: Vec<(WaitingRow, Duration)>,
-    settled: Vec<(Vec<u8>, Fate, i32)>,
-    removed: Vec<Vec<u8>>,
-}
-
 impl Pass<'_> {
     async fn run(
         &self,
@@ -148,9 +157,14 @@ impl Pass<'_> {
         if let Err(error) = session.begin().await {
             return Err(host_error(error));
         }
+        failpoint::pass(Point::AfterBegin);
         let alone = items.len() == 1;
-        let claimed = self.claim(&mut *session, items).await;
-        let (plans, keys) = match claimed {
+        let claimed = async {
+            let (plans, keys) = self.claim(&mut *session, items).await?;
+            let lines = self.lines(&mut *session, items, &plans).await?;
+            Ok((plans, keys, lines))
+        };
+        let (plans, keys, mut lines) = match claimed.await {
             Ok(claimed) => claimed,
             Err(error) => {
                 *slot = Some(session);
@@ -161,14 +175,23 @@ impl Pass<'_> {
             }
         };
 
+        failpoint::pass(Point::AfterClaim);
         let traits = self.consumer.store.traits();
         let mut transaction = Transaction::new(session, traits, self.consumer.id, self.isolation);
         let mut results = Vec::with_capacity(items.len());
         for (item, plan) in items.iter_mut().zip(plans) {
+            let plan = match lines.place(item, plan) {
+                Ok(plan) => plan,
+                Err(full) => {
+                    *slot = Some(transaction.session);
+                    return Err(full);
+                }
+            };
             let (kept, result) = self.step(transaction, item, plan, alone).await;
             match (kept, result) {
                 (Some(kept), Ok(result)) => {
                     transaction = kept;
+                    lines.note(item, &result);
                     results.push(result);
                 }
                 (kept, result) => {
@@ -178,16 +201,31 @@ impl Pass<'_> {
             }
         }
 
+        failpoint::pass(Point::BeforeEffects);
         let flushed = transaction.flush().await;
+        failpoint::pass_if(Point::AfterEffects, flushed.is_ok());
         let outgoing = transaction.take_outgoing();
         let session = slot.insert(transaction.session);
         if let Err(error) = flushed {
             return Err(self.refused_setback(error, items));
         }
-        let (verdicts, writes) = self.verdicts(items, results);
-        let outgoing = self.write(&mut **session, &keys, &writes, outgoing).await?;
-        match session.commit().await {
-            Ok(()) => Ok(Committed { verdicts, outgoing }),
+        let fresh = self.fresh(items, &results);
+        let answers = self.answers(&mut **session, items, &results).await?;
+        let (verdicts, mut writes) = self.verdicts(items, results);
+        writes.outgoing.extend(outgoing);
+        writes.outgoing.extend(answers);
+        let (outgoing, horizon) = self.write(&mut **session, &keys, writes).await?;
+        if late::mark(items, &fresh, horizon) {
+            return Err(Setback::Again);
+        }
+        failpoint::pass(Point::BeforeCommit);
+        // It may wait for a standby, and is never hurried.
+        self.consumer.pulse(self.lane).rest();
+        match failpoint::pass_while(Point::AtCommit, session.commit()).await {
+            Ok(()) => {
+                failpoint::pass(Point::AfterCommit);
+                Ok(Committed { verdicts, outgoing })
+            }
             Err(error) => Err(self.refused_setback(error, items)),
         }
     }
@@ -203,6 +241,7 @@ impl Pass<'_> {
         let Plan::Run { attempts } = plan else {
             return (Some(transaction), Ok(plan));
         };
+        self.consumer.pulse(self.lane).beat();
         let key = item
             .identity
             .as_ref()
@@ -224,13 +263,11 @@ impl Pass<'_> {
             .handler_seconds
             .observe(run.elapsed.as_secs_f64());
         let failure = match (run.verdict, run.transaction) {
-            (Ran::Done, Some(kept)) => {
-                return self.keep(kept, run.effects, Plan::Run { attempts }).await;
-            }
+            (Ran::Done, Some(kept)) => return self.keep(kept, run.effects).await,
             (Ran::Ignored(reason), Some(kept)) => {
                 tracing::debug!(consumer = %self.consumer.name, %reason, "Message ignored by its handler");
                 self.consumer.metrics.ignored.inc();
-                return self.keep(kept, run.effects, Plan::Run { attempts }).await;
+                return self.keep(kept, run.effects).await;
             }
             (Ran::Spoiled(error), kept) => {
                 return (kept, Err(spoiled_setback(error, self.isolation, alone)));
@@ -251,7 +288,10 @@ impl Pass<'_> {
             }
         };
         match transaction.discard().await {
-            Ok(true) => (Some(transaction), Ok(Plan::Fail { failure, attempts })),
+            Ok(true) => {
+                let attempts = attempts + 1;
+                (Some(transaction), Ok(Plan::Fail { failure, attempts }))
+            }
             Ok(false) => {
                 item.preset = Some(failure);
                 (Some(transaction), Err(Setback::Isolate))
@@ -268,11 +308,11 @@ impl Pass<'_> {
     async fn keep(
         &self,
         mut transaction: Transaction,
-        effects: crate::effects::Effects,
-        plan: Plan,
+        mut effects: crate::effects::Effects,
     ) -> (Option<Transaction>, Result<Plan, Setback>) {
+        let reply = effects.reply.take();
         match transaction.keep(effects).await {
-            Ok(()) => (Some(transaction), Ok(plan)),
+            Ok(()) => (Some(transaction), Ok(Plan::Ran { reply })),
             Err(error) => (Some(transaction), Err(host_error(error))),
         }
     }
@@ -289,103 +329,14 @@ impl Pass<'_> {
         }
     }
 
-    /// Turns results into verdicts, and into the rows that record the failures.
-    fn verdicts(&self, items: &[Item], results: Vec<Plan>) -> (Vec<Verdict>, Writes) {
-        let mut writes = Writes::default();
-        let mut verdicts = Vec::<Verdict>::with_capacity(items.len());
-        for (item, result) in items.iter().zip(results) {
-            let verdict = match result {
-                Plan::Run { .. } => Verdict::Committed,
-                Plan::Duplicate(fate) => Verdict::Duplicate(fate),
-                Plan::Gone => Verdict::Gone,
-                Plan::Fail { failure, attempts } => self.fail(item, failure, attempts, &mut writes),
-                Plan::Park(failure) => self.park(item, failure, &mut writes),
-                Plan::Follow(first) => match self.follow(item, &items[first], &verdicts[first]) {
-                    Ok(fate) => Verdict::Duplicate(fate),
-                    Err(failure) => self.park(item, failure, &mut writes),
-                },
-            };
-            if let (Hold::Row(id), false) = (&item.hold, verdict == Verdict::Gone) {
-                let replaced = matches!(&verdict, Verdict::Failed { .. })
-                    && writes
-                        .rows
-                        .last()
-                        .is_some_and(|(row, _)| row.key.is_some() && row.id == *id);
-                if !replaced {
-                    writes.removed.push(id.clone());
-                }
-            }
-            verdicts.push(verdict);
-        }
-        (verdicts, writes)
-    }
-
-    /// The same key twice in one batch: the second is judged by what became of the first.
-    fn follow(&self, item: &Item, first: &Item, verdict: &Verdict) -> Result<Fate, Failure> {
-        let fate = match verdict {
-            Verdict::Committed => Fate::Committed,
-            Verdict::Duplicate(fate) => *fate,
-            Verdict::Failed {
-                status: Status::Parked,
-                ..
-            } => Fate::Parked,
-            Verdict::Failed { .. } | Verdict::Gone => Fate::Waiting,
-        };
-        match (&item.identity, &first.identity) {
-            (Ok(own), Ok(other)) if own.fingerprint != other.fingerprint => {
-                Err(reused(&own.key, fate))
-            }
-            _ => Ok(fate),
-        }
-    }
-
-    fn fail(&self, item: &Item, failure: Failure, attempts: i32, writes: &mut Writes) -> Verdict {
-        let attempts = attempts + 1;
-        let (status, delay) = waiting::after_failure(&failure, attempts, &self.consumer.retry);
-        let row = waiting::row(
-            self.consumer,
-            self.plugin.digest(),
-            item,
-            &failure,
-            status,
-            attempts,
-        );
-        if let (Some(key), Ok(_)) = (&row.key, &item.identity) {
-            let fate = if status == Status::Parked {
-                Fate::Parked
-            } else {
-                Fate::Waiting
-            };
-            writes.settled.push((key.clone(), fate, attempts));
-        }
-        writes.rows.push((row, delay));
-        Verdict::Failed {
-            failure,
-            status,
-            attempts,
-            delay,
-        }
-    }
-
-    fn park(&self, item: &Item, failure: Failure, writes: &mut Writes) -> Verdict {
-        let row = waiting::parked_row(self.consumer, self.plugin.digest(), item, &failure);
-        writes.rows.push((row, Duration::ZERO));
-        Verdict::Failed {
-            failure,
-            status: Status::Parked,
-            attempts: 0,
-            delay: Duration::ZERO,
-        }
-    }
-
-    /// Writes the failures and the outbox, and proves that the transaction is still the one that claimed.
+    /// Writes the failures, the answers and the outbox, and proves that the transaction is still the one that
+    /// claimed. Returns what the relay may publish, and the horizon.
     async fn write(
         &self,
         session: &mut dyn Session,
         keys: &[Vec<u8>],
-        writes: &Writes,
-        outgoing: Vec<Arc<crate::store::OutboxRow>>,
-    ) -> Result<Vec<OutboxRecord>, Setback> {
+        writes: Writes,
+    ) -> Result<(Vec<OutboxRecord>, Option<i64>), Setback> {
         let id = self.consumer.id;
         if !writes.removed.is_empty() {
             let ids = writes.removed.iter().map(Vec::as_slice).collect::<Vec<_>>();
@@ -394,6 +345,14 @@ impl Pass<'_> {
         if !writes.rows.is_empty() {
             session
                 .waiting_put(id, &writes.rows)
+                .await
+                .map_err(host_error)?;
+            failpoint::pass_if(Point::MidRetry, writes.holds(Status::Retry));
+            failpoint::pass_if(Point::MidPark, writes.holds(Status::Parked));
+        }
+        if !writes.released.is_empty() {
+            session
+                .waiting_release(id, Some(&writes.released))
                 .await
                 .map_err(host_error)?;
         }
@@ -410,6 +369,19 @@ impl Pass<'_> {
             let settled = session.settle(id, &settlements).await.map_err(host_error)?;
             expect_all("settle", settled, settlements.len())?;
         }
+        if !writes.replies.is_empty() {
+            let replies = writes
+                .replies
+                .iter()
+                .map(|(key, reply)| (key.as_slice(), reply.encode()))
+                .collect::<Vec<_>>();
+            let kept = session
+                .keep_replies(id, &replies)
+                .await
+                .map_err(host_error)?;
+            expect_all("keep_replies", kept, replies.len())?;
+        }
+        let outgoing = writes.outgoing;
         let mut records = Vec::with_capacity(outgoing.len());
         if !outgoing.is_empty() {
             let sequences = session
@@ -428,24 +400,11 @@ impl Pass<'_> {
                         row,
                     }),
             );
+            failpoint::pass(Point::AfterOutbox);
         }
         let keys = keys.iter().map(Vec::as_slice).collect::<Vec<_>>();
         let finished = session.finish(id, &keys).await.map_err(host_error)?;
-        expect_all("finish", finished, keys.len())?;
-        Ok(records)
-    }
-}
-
-fn reused(key: &[u8], fate: Fate) -> Failure {
-    let fate = format!("{fate:?}").to_lowercase();
-    Failure {
-        again: Again::Never,
-        ..Failure::never(
-            code::KEY_REUSED,
-            format!(
-                "the key {} is known with another payload; that message is {fate}",
-                crate::key::show(key)
-            ),
-        )
+        expect_all("finish", finished.claims, keys.len())?;
+        Ok((records, finished.horizon))
     }
 }

@@ -88,6 +88,9 @@ pub struct Broker {
     /// Whole seconds, as AMQP counts them.
     pub heartbeat: Duration,
     pub connect_timeout: Duration,
+    /// The broker's own `consumer_timeout`: how long it leaves a delivery unacknowledged. `None` where
+    /// it is switched off there.
+    pub consumer_timeout: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -172,11 +175,56 @@ pub struct Consumer {
     pub retry: Retry,
     pub random: Random,
     pub idempotency: Idempotency,
+    pub order: Order,
+    pub on_duplicate: OnDuplicate,
+    /// Where a copy of each parked message is sent. An empty routing key stands for the message's own.
+    pub park: Option<Target>,
+    /// When to stop instead of parking the whole queue; `None` for never.
+    pub brake: Option<Brake>,
     /// What the handler reads with `context.config(name)`. A value may be a secret of the
     /// handler: neither log nor show the values.
     pub config: BTreeMap<String, String>,
     /// Makes the host declare the queue. Never set with the embedded broker.
     pub declare: Option<Declare>,
+}
+
+/// What becomes of the later messages of a partition when one fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// They run.
+    Lane,
+    /// They are held behind it, so many for each partition; then the consumer takes no more.
+    Strict { max_held: u32 },
+}
+
+/// What a delivery gets whose key has its fate already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDuplicate {
+    Ack,
+    /// The answer that its message gave, once more.
+    Reply,
+    /// A place among the parked messages, unless the broker itself has delivered it again.
+    Park,
+}
+
+/// When a consumer stops because message after message is parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Brake {
+    /// So many in a row with one code, and no commit between.
+    pub parks: u32,
+    /// The pause before one message is tried. It doubles up to `max_probe`.
+    pub probe: Duration,
+    pub max_probe: Duration,
+}
+
+impl Default for Brake {
+    fn default() -> Self {
+        Self {
+            parks: 100,
+            probe: Duration::from_secs(10),
+            max_probe: Duration::from_mins(5),
+        }
+    }
 }
 
 /// How long the ledger remembers a key.

@@ -1,5 +1,8 @@
 //! One consumer at work: what its lanes, its source and its table of waiting messages share.
 
+pub mod brake;
+pub mod gate;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,9 +10,17 @@ use tokio::sync::watch;
 
 use crate::config;
 use crate::key::KeyRules;
+use crate::lane::Pulse;
 use crate::metrics::ConsumerMetrics;
 use crate::sandbox::{Environment, Plugin};
 use crate::store::{ConsumerId, HostId, Store};
+
+use brake::Brake;
+use gate::Gate;
+
+/// What a step may take beside the run of one message: connecting, and the host's own statements, each of
+/// which has its timeout.
+const STEP_GRACE: Duration = Duration::from_mins(2);
 
 /// A queue, a plugin and the rules between them.
 pub struct Consumer {
@@ -25,6 +36,15 @@ pub struct Consumer {
     pub retention: Option<Duration>,
     pub environment: Arc<Environment>,
     pub metrics: ConsumerMetrics,
+    pub order: config::Order,
+    pub on_duplicate: config::OnDuplicate,
+    pub park: Option<config::Target>,
+    /// What holds it back.
+    pub gate: Gate,
+    /// One for each lane.
+    pulses: Box<[Pulse]>,
+    /// How long one step of a lane may take.
+    step_bound: Duration,
     plugin: watch::Receiver<Arc<Plugin>>,
 }
 
@@ -75,8 +95,85 @@ impl Consumer {
             },
             environment,
             metrics,
+            order: config.order,
+            on_duplicate: config.on_duplicate,
+            park: config.park.clone(),
+            gate: Gate::new(Brake::new(config.brake)),
+            pulses: (0..config.lanes).map(|_| Pulse::default()).collect(),
+            step_bound: config.limits.wall + STEP_GRACE,
             plugin,
         }
+    }
+
+    /// Stops taking messages, until `resume`: what was not begun goes back to its queue, what was begun is
+    /// finished. `reason` is for the log and the status.
+    pub fn pause(&self, reason: &str) {
+        if self.gate.pause(reason) {
+            self.metrics.paused("operator", true);
+            tracing::info!(consumer = %self.name, reason, "Consumer paused");
+        }
+    }
+
+    /// Ends an operator's pause.
+    pub fn resume(&self) {
+        if self.gate.resume() {
+            self.metrics.paused("operator", false);
+            tracing::info!(consumer = %self.name, "Consumer resumed");
+        }
+    }
+
+    /// The reason of an operator's pause.
+    pub fn paused(&self) -> Option<String> {
+        self.gate.paused()
+    }
+
+    /// A line of held messages is full, or has room again.
+    pub fn set_full(&self, full: bool) {
+        if !self.gate.set_full(full) {
+            return;
+        }
+        self.metrics.paused("full", full);
+        if full {
+            tracing::error!(
+                consumer = %self.name,
+                "Consumer takes no more: a partition holds max-held messages behind a failed one; \
+                 replay or discard that one (hapax parked list)"
+            );
+        } else {
+            tracing::info!(consumer = %self.name, "Consumer goes on: its lines have room again");
+        }
+    }
+
+    /// Tells the brake what became of a message, and says so when that changes something.
+    pub fn note_for_brake(&self, note: impl FnOnce(&mut Brake) -> brake::Change) {
+        match self.gate.brake(note) {
+            brake::Change::Nothing => {}
+            brake::Change::On(code, parks) => {
+                self.metrics.paused("brake", true);
+                tracing::error!(
+                    consumer = %self.name, %code, parks,
+                    "Consumer braked: message after message is parked and none commits; what it holds is \
+                     kept, and one message is tried now and then"
+                );
+            }
+            brake::Change::Released => {
+                self.metrics.paused("brake", false);
+                tracing::info!(consumer = %self.name, "Consumer goes on: a message has committed");
+            }
+        }
+    }
+
+    /// The pulse of a lane.
+    pub fn pulse(&self, lane: i16) -> &Pulse {
+        let lane = usize::try_from(lane).expect("lanes are numbered from zero");
+        &self.pulses[lane]
+    }
+
+    /// Whether a lane is at a step for longer than any limit lets it be.
+    pub fn is_stuck(&self) -> bool {
+        self.pulses
+            .iter()
+            .any(|pulse| pulse.is_stuck(self.step_bound))
     }
 
     /// The component that new batches run on.
@@ -84,12 +181,31 @@ impl Consumer {
         Arc::clone(&self.plugin.borrow())
     }
 
+    /// Later messages of a partition wait behind a failed one.
+    pub fn is_strict(&self) -> bool {
+        matches!(self.order, config::Order::Strict { .. })
+    }
+
+    /// A consumer whose line was full takes messages again when none holds more than this: half, so that it does
+    /// not give messages back after each one that it takes.
+    pub fn room_from(&self) -> u64 {
+        match self.order {
+            config::Order::Lane => u64::MAX,
+            config::Order::Strict { max_held } => u64::from(max_held / 2),
+        }
+    }
+
     /// How often a message may begin and take the host down with it.
     pub fn max_starts(&self) -> i32 {
-        i32::try_from(self.retry.max_attempts)
-            .unwrap_or(i32::MAX)
-            .saturating_add(1)
+        max_starts(&self.retry)
     }
+}
+
+/// One more than the attempts: that the host went down with a message is not always the message's fault.
+pub fn max_starts(retry: &config::Retry) -> i32 {
+    i32::try_from(retry.max_attempts)
+        .unwrap_or(i32::MAX)
+        .saturating_add(1)
 }
 
 /// How the consumer's messages are read.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::failure::{Failure, code};
 use crate::store::{Constraint, ConsumerId, OutboxRow, Rows, Session, StoreError, Traits, Value};
 
+use outbox::StoredReply;
 use sql::Deferred;
 use state::StateWrite;
 
@@ -28,6 +29,8 @@ pub struct Effects {
     pub deferred: Vec<Deferred>,
     pub state: Vec<StateWrite>,
     pub outbox: Vec<Arc<OutboxRow>>,
+    /// The answer of one message. It does not join those of a batch.
+    pub reply: Option<StoredReply>,
 }
 
 impl Effects {

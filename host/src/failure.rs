@@ -66,6 +66,12 @@ pub mod code {
         CONFLICT = "conflict";
         /// The host went down each time it ran the message.
         CRASH_LOOP = "crash-loop";
+        /// The message is older than what the ledger remembers: it may have been applied.
+        TOO_LATE = "too-late";
+        /// The key has its fate, and the consumer wants to see duplicates.
+        DUPLICATE = "duplicate";
+        /// No failure: the message waits behind an earlier one of its partition.
+        HELD = "held";
         /// The message alone met a failure of the world again and again while the world was well.
         POISON = "poison";
     }

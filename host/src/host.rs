@@ -4,6 +4,7 @@
 //! whose invariants break is stopped alone, loudly; the others go on.
 
 mod start;
+mod watch;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::consumer::Consumer;
+use crate::failpoint::{self, Point};
 use crate::http::{self, Readiness};
 use crate::lane::{Broken, Inbox, Lane, Lanes};
 use crate::metrics::Metrics;
@@ -22,9 +24,12 @@ use crate::source::Feed;
 use crate::source::amqp::AmqpSource;
 use crate::source::embedded::EmbeddedSource;
 use crate::store::Store;
-use crate::{sweep, waiting};
+use crate::{service, sweep, waiting};
+
+use watch::{Watch, Watched};
 
 pub use start::{StartError, broker_address, open_store, rules};
+pub use watch::reason as pause_reason;
 
 /// Works that an inbox holds beside the prefetch: rows of `hapax_waiting` that were handed over.
 const WAITING_CAPACITY: usize = 256;
@@ -55,6 +60,8 @@ pub struct Host {
     sources: JoinSet<()>,
     relay: tokio::task::JoinHandle<()>,
     servers: http::Servers,
+    /// What the service manager hears while the host lives.
+    service: tokio::task::JoinHandle<()>,
 }
 
 impl Host {
@@ -78,6 +85,7 @@ impl Host {
             parts.publisher,
             metrics.relay().clone(),
         );
+        let mut watched = Vec::with_capacity(parts.consumers.len());
         let mut host = Self {
             stop: CancellationToken::new(),
             finish: CancellationToken::new(),
@@ -86,20 +94,27 @@ impl Host {
             workers: JoinSet::new(),
             sources: JoinSet::new(),
             relay: tokio::spawn(async {}),
+            service: tokio::spawn(service::watch(readiness.consumers().to_vec())),
             servers,
             config: Arc::clone(&config),
             store: Arc::clone(&parts.store),
         };
         host.relay = tokio::spawn(relay.run(host.drain_relay.clone(), host.give_up.clone()));
         for (consumer, settings) in parts.consumers {
+            let stop = host.stop.child_token();
+            watched.push(Watched::new(&consumer, settings, stop.clone()));
             host.start_consumer(
                 consumer,
                 settings,
+                stop,
                 &handle,
                 parts.broker.as_ref(),
                 &readiness,
             );
         }
+        service::ready(readiness.consumers());
+        let watch = Watch::new(Arc::clone(&parts.store), parts.session, watched, readiness);
+        host.workers.spawn(watch.run(host.stop.clone()));
         Ok(host)
     }
 
@@ -107,12 +122,12 @@ impl Host {
         &mut self,
         consumer: Arc<Consumer>,
         settings: &config::Consumer,
+        // A consumer of its own accord stops with its token; all of them stop with the host's.
+        stop: CancellationToken,
         relay: &RelayHandle,
         broker: Option<&crate::amqp::Address>,
         readiness: &Arc<Readiness>,
     ) {
-        // A consumer of its own accord stops with its token; all of them stop with the host's.
-        let stop = self.stop.child_token();
         let capacity = usize::from(settings.prefetch) + WAITING_CAPACITY;
         let (lanes, inboxes) = Lanes::new(settings.lanes, capacity);
         for (number, inbox) in inboxes.into_iter().enumerate() {
@@ -138,6 +153,7 @@ impl Host {
                     feed,
                     address: address.clone(),
                     declare: settings.declare.clone(),
+                    consumer_timeout: self.config.broker.consumer_timeout,
                 };
                 self.sources.spawn(source.run());
             }
@@ -194,6 +210,7 @@ impl Host {
     async fn drain(mut self) -> Exit {
         let limit = self.config.host.shutdown_timeout;
         tracing::info!(timeout_seconds = limit.as_secs_f64(), "Draining");
+        service::stopping();
         let drained = tokio::time::timeout(limit, self.drain_steps())
             .await
             .is_ok();
@@ -210,6 +227,7 @@ impl Host {
         let _ = tokio::time::timeout(Duration::from_secs(1), self.servers.stop()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
+        self.service.abort();
         if drained {
             Exit::Drained
         } else {
@@ -220,8 +238,10 @@ impl Host {
     async fn drain_steps(&mut self) {
         self.stop.cancel();
         while self.workers.join_next().await.is_some() {}
+        failpoint::pass(Point::AfterLanes);
         self.finish.cancel();
         while self.sources.join_next().await.is_some() {}
+        failpoint::pass(Point::AfterLastAcks);
         self.drain_relay.cancel();
         if let Err(error) = (&mut self.relay).await {
             tracing::error!(%error, "The relay has panicked; its messages are in the outbox");

@@ -114,14 +114,28 @@ fn join(sources: &[KeySource], message: &Message, body: &Body<'_>) -> Result<Vec
     if let [source] = sources {
         return read(source, message, body);
     }
-    let mut joined = Vec::new();
-    for source in sources {
+    let parts = sources.iter().map(|source| {
         let part = read(source, message, body)?;
-        let length = u32::try_from(part.len()).map_err(|_| invalid(source, "is far too long"))?;
-        joined.extend_from_slice(&length.to_be_bytes());
+        match u32::try_from(part.len()) {
+            Ok(_) => Ok(part),
+            Err(_) => Err(invalid(source, "is far too long")),
+        }
+    });
+    Ok(join_parts(parts.collect::<Result<_, _>>()?))
+}
+
+/// The key that parts make: one is taken as it is, several are joined with their lengths. No part is longer
+/// than 4 GiB.
+pub fn join_parts(mut parts: Vec<Vec<u8>>) -> Vec<u8> {
+    if parts.len() == 1 {
+        return parts.swap_remove(0);
+    }
+    let mut joined = Vec::new();
+    for part in parts {
+        joined.extend_from_slice(&(part.len() as u32).to_be_bytes());
         joined.extend_from_slice(&part);
     }
-    Ok(joined)
+    joined
 }
 
 fn read(source: &KeySource, message: &Message, body: &Body<'_>) -> Result<Vec<u8>, Failure> {
@@ -141,7 +155,7 @@ fn read(source: &KeySource, message: &Message, body: &Body<'_>) -> Result<Vec<u8
                 .json()
                 .ok_or_else(|| invalid(source, "cannot be read: the body is not JSON"))?;
             match json.pointer(pointer.as_str()) {
-                Some(value) => json_bytes(source, value)?,
+                Some(value) => json_key(value).map_err(|what| invalid(source, what))?,
                 None => None,
             }
         }
@@ -163,15 +177,16 @@ fn invalid(source: &KeySource, what: &str) -> Failure {
     Failure::never(code::KEY_INVALID, format!("{source} {what}"))
 }
 
-/// A JSON scalar as it stands in the body; strings without their quotes.
-fn json_bytes(source: &KeySource, value: &Value) -> Result<Option<Vec<u8>>, Failure> {
+/// A JSON scalar as it stands in the body; strings without their quotes, nothing for null. The error says
+/// what it is instead.
+pub fn json_key(value: &Value) -> Result<Option<Vec<u8>>, &'static str> {
     match value {
         Value::Null => Ok(None),
         Value::Bool(flag) => Ok(Some(flag.to_string().into_bytes())),
         Value::Number(number) => Ok(Some(number.to_string().into_bytes())),
         Value::String(text) => Ok(Some(text.clone().into_bytes())),
-        Value::Array(_) => Err(invalid(source, "is an array, and a key is a single value")),
-        Value::Object(_) => Err(invalid(source, "is an object, and a key is a single value")),
+        Value::Array(_) => Err("is an array, and a key is a single value"),
+        Value::Object(_) => Err("is an object, and a key is a single value"),
     }
 }
 

@@ -6,6 +6,7 @@
 //! again until it works: nothing is acknowledged, counted or given up for it.
 
 mod inbox;
+mod pulse;
 mod work;
 
 use std::sync::Arc;
@@ -17,12 +18,15 @@ use crate::ack::AckQueue;
 use crate::backoff::Backoff;
 use crate::commit::{self, Committed, Hold, Item, Setback, Verdict};
 use crate::consumer::Consumer;
+use crate::consumer::brake::Brake;
 use crate::effects::Isolation;
+use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
 use crate::relay::RelayHandle;
 use crate::store::{Claim, ClaimRule, Fate, Session, StoreError};
 
 pub use inbox::{Inbox, Lanes};
+pub use pulse::Pulse;
 pub use work::{Origin, Work};
 
 /// Conflicts that a message may lose alone before they count as its own failure.
@@ -55,6 +59,13 @@ enum Ended {
     Broken(StoreError),
 }
 
+/// What became of a message that was to be committed alone.
+enum Settled {
+    Done,
+    /// It could not be kept: its delivery goes back to the queue.
+    GivenBack,
+}
+
 impl From<Stopped> for Ended {
     fn from(_: Stopped) -> Self {
         Self::Stopped
@@ -70,6 +81,8 @@ pub struct Lane {
     session: Option<Box<dyn Session>>,
     /// Works whose key is in another transaction's hands. They run again, alone, after the others.
     later: Vec<Work>,
+    /// Works that were taken and not begun, because only one could be tried.
+    held: Vec<Work>,
     /// How many more batches run with savepoints.
     cautious: u32,
     /// How many messages a batch may hold at the moment: halved by conflicts, grown by success.
@@ -95,6 +108,7 @@ impl Lane {
             relay,
             session: None,
             later: Vec::new(),
+            held: Vec::new(),
             cautious: 0,
             width,
             linger: Duration::ZERO,
@@ -120,32 +134,34 @@ impl Lane {
 
     /// One batch, from the inbox to its acknowledgement.
     async fn turn(&mut self) -> Result<(), Ended> {
-        let patience = (!self.later.is_empty()).then_some(Duration::from_millis(100));
-        let limits = crate::consumer::BatchLimits {
-            messages: self.messages(),
-            ..self.consumer.batch
-        };
-        let batch = tokio::select! {
+        let consumer = Arc::clone(&self.consumer);
+        consumer.pulse(self.number).rest();
+        let mut batch = self.take().await?;
+        let pass = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Ended::Stopped),
-            batch = self.inbox.next(limits, patience, self.linger) => batch.ok_or(Ended::Stopped)?,
+            pass = consumer.gate.enter() => pass,
         };
         // A full outbox is back-pressure: nothing is run whose messages could not leave.
         tokio::select! {
             () = self.stop.cancelled() => return Err(Ended::Stopped),
             () = self.relay.room() => {}
         }
+        consumer.pulse(self.number).beat();
+        self.forget(&mut batch);
+        if pass.probe {
+            // One message is tried; the others stay held, in their order.
+            if !self.later.is_empty() {
+                self.held = batch;
+                let work = self.later.remove(0);
+                return self.settle_alone(work).await.map(|_| ());
+            }
+            self.held = batch.split_off(batch.len().min(1));
+        }
         for work in std::mem::take(&mut self.later) {
             self.settle_alone(work).await?;
         }
         let mut together = Vec::with_capacity(batch.len());
-        let delivered = batch.len();
-        let batch = batch
-            .into_iter()
-            .filter(|work| !work.is_forgotten())
-            .collect::<Vec<_>>();
-        let forgotten = (delivered - batch.len()) as u64;
-        self.consumer.metrics.forgotten.inc_by(forgotten);
         for work in self.recognise(batch).await? {
             if work.alone {
                 self.settle(std::mem::take(&mut together)).await?;
@@ -155,6 +171,31 @@ impl Lane {
             }
         }
         self.settle(together).await
+    }
+
+    /// The next batch: what was held back, or what the inbox has.
+    async fn take(&mut self) -> Result<Vec<Work>, Ended> {
+        if !self.held.is_empty() {
+            return Ok(std::mem::take(&mut self.held));
+        }
+        let patience = (!self.later.is_empty()).then_some(Duration::from_millis(100));
+        let limits = crate::consumer::BatchLimits {
+            messages: self.messages(),
+            ..self.consumer.batch
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Ended::Stopped),
+            batch = self.inbox.next(limits, patience, self.linger) => batch.ok_or(Ended::Stopped),
+        }
+    }
+
+    /// Drops works whose channel is gone: the broker delivers them again.
+    fn forget(&self, works: &mut Vec<Work>) {
+        let before = works.len();
+        works.retain(|work| !work.is_forgotten());
+        let forgotten = (before - works.len()) as u64;
+        self.consumer.metrics.forgotten.inc_by(forgotten);
     }
 
     /// Redelivered messages whose key has a fate need no run of their own: they are duplicates like others.
@@ -211,11 +252,12 @@ impl Lane {
         };
         let Some(starts) = starts else {
             // Somebody else has dealt with the key, or has the row: the claim will tell.
-            return self.settle_alone(work).await;
+            return self.settle_alone(work).await.map(|_| ());
         };
         if work.item.hold == Hold::Nothing {
             work.item.hold = Hold::Started(starts);
         }
+        failpoint::pass(Point::AfterStart);
         if starts > self.consumer.max_starts() {
             let crashes = starts - 1;
             let text = format!("the host went down {crashes} times while it ran this message");
@@ -229,16 +271,17 @@ impl Lane {
             .ok()
             .map(|known| known.key.clone());
         let settled = self.settle_alone(work).await;
-        if matches!(settled, Err(Ended::Stopped)) {
+        if matches!(settled, Err(Ended::Stopped) | Ok(Settled::GivenBack)) {
             // The world failed, not the message: what it was charged with is taken back.
             self.undo_start(&hold, key.as_deref()).await;
         }
-        settled
+        settled.map(|_| ())
     }
 
     async fn record_start(&mut self, item: &Item) -> Result<Option<i32>, StoreError> {
         let consumer = Arc::clone(&self.consumer);
         let session = self.connect().await?;
+        failpoint::pass(Point::BeforeStart);
         if let Hold::Row(id) = &item.hold {
             return session.waiting_start(consumer.id, id).await;
         }
@@ -262,6 +305,7 @@ impl Lane {
     }
 
     async fn undo_start(&mut self, hold: &Hold, key: Option<&[u8]>) {
+        failpoint::pass(Point::BeforeUndoStart);
         let id = self.consumer.id;
         let Ok(session) = self.connect().await else {
             return;
@@ -325,6 +369,10 @@ impl Lane {
                         break 1;
                     }
                 }
+                Setback::Full => {
+                    self.give_back(&origins);
+                    return Ok(());
+                }
                 Setback::Ours(error) => return Err(Ended::Broken(error)),
             }
         };
@@ -345,7 +393,7 @@ impl Lane {
     }
 
     /// Commits one message by itself, where everything that fails is told apart.
-    async fn settle_alone(&mut self, work: Work) -> Result<(), Ended> {
+    async fn settle_alone(&mut self, work: Work) -> Result<Settled, Ended> {
         let Work {
             mut item,
             origin,
@@ -357,7 +405,7 @@ impl Lane {
             let setback = match self.attempt(std::slice::from_mut(&mut item)).await {
                 Ok(committed) => {
                     self.conclude(committed, &[item], vec![origin]);
-                    return Ok(());
+                    return Ok(Settled::Done);
                 }
                 Err(setback) => setback,
             };
@@ -365,6 +413,14 @@ impl Lane {
             match setback {
                 Setback::Again => tokio::task::yield_now().await,
                 Setback::Isolate => self.cautious = CAUTIOUS_BATCHES,
+                Setback::Full => {
+                    self.give_back(&[origin]);
+                    return Ok(Settled::GivenBack);
+                }
+                // The messages behind it must not overtake it.
+                Setback::Busy(error) if self.consumer.is_strict() => {
+                    self.pause(&mut trouble, &error).await?;
+                }
                 Setback::Split(error) => {
                     conflicts += 1;
                     if conflicts > MAX_CONFLICTS {
@@ -378,7 +434,7 @@ impl Lane {
                         origin,
                         alone,
                     });
-                    return Ok(());
+                    return Ok(Settled::Done);
                 }
                 Setback::World(error) => {
                     self.pause(&mut trouble, &error).await?;
@@ -396,6 +452,7 @@ impl Lane {
 
     /// One transaction over these items.
     async fn attempt(&mut self, items: &mut [Item]) -> Result<Committed, Setback> {
+        self.consumer.pulse(self.number).beat();
         self.connect().await.map_err(Setback::World)?;
         let isolation = if self.cautious > 0 {
             Isolation::Savepoints
@@ -432,6 +489,7 @@ impl Lane {
     /// The batch is durable: tell the relay, the broker and the operator, in this order.
     fn conclude(&self, committed: Committed, items: &[Item], origins: Vec<Origin>) {
         self.relay.publish(committed.outgoing);
+        failpoint::pass(Point::BeforeSettle);
         let mut acks: Option<(Arc<AckQueue>, Vec<u64>)> = None;
         for origin in &origins {
             let Origin::Queue { acks: queue, tag } = origin else {
@@ -451,6 +509,49 @@ impl Lane {
         }
         for (item, verdict) in items.iter().zip(&committed.verdicts) {
             self.report(item, verdict);
+        }
+        self.tell_brake(&committed.verdicts);
+    }
+
+    /// Lets deliveries go that cannot be kept anywhere: their channel is given up, so that none of the messages
+    /// behind them overtakes them, and the consumer takes no more until there is room.
+    fn give_back(&self, origins: &[Origin]) {
+        for origin in origins {
+            if let Origin::Queue { acks, .. } = origin {
+                acks.close();
+            }
+        }
+        let deliveries = origins
+            .iter()
+            .filter(|origin| matches!(origin, Origin::Queue { .. }))
+            .count();
+        self.consumer.metrics.forgotten.inc_by(deliveries as u64);
+        self.consumer.set_full(true);
+    }
+
+    /// Tells the brake of a batch in its order; commits one after another count as one.
+    fn tell_brake(&self, verdicts: &[Verdict]) {
+        let mut committed = false;
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Committed if committed => {}
+                Verdict::Committed => {
+                    committed = true;
+                    self.consumer.note_for_brake(Brake::committed);
+                }
+                Verdict::Failed {
+                    failure, status, ..
+                } => {
+                    committed = false;
+                    let (code, now) = (failure.code, Instant::now());
+                    let parked = *status == crate::store::Status::Parked;
+                    self.consumer.note_for_brake(|brake| match parked {
+                        true => brake.parked(code, now),
+                        false => brake.failed(now),
+                    });
+                }
+                Verdict::Duplicate(_) | Verdict::Held | Verdict::Gone => {}
+            }
         }
     }
 
@@ -480,8 +581,15 @@ impl Lane {
             metrics.retried.inc();
         }
         match verdict {
+            Verdict::Held => {
+                metrics.held.inc();
+            }
             Verdict::Committed => {
                 metrics.committed.inc();
+                let fenced = item.message.timestamp_seconds().is_some();
+                if !fenced && self.consumer.retention.is_some() {
+                    metrics.unfenced.inc();
+                }
                 metrics
                     .end_to_end_seconds
                     .observe(item.received.elapsed().as_secs_f64());
@@ -521,6 +629,7 @@ impl Lane {
             Setback::Isolate => ("isolate", None),
             Setback::Split(error) => ("split", Some(error)),
             Setback::Again => ("again", None),
+            Setback::Full => ("full", None),
             Setback::Busy(error) => ("busy", Some(error)),
             Setback::World(error) => ("world", Some(error)),
             Setback::Ours(error) => ("ours", Some(error)),
@@ -565,9 +674,14 @@ impl Lane {
                 "The store does not answer; messages are held and tried again"
             );
         }
+        let pulse = self.consumer.pulse(self.number);
+        pulse.rest();
         tokio::select! {
             () = self.stop.cancelled() => Err(Stopped),
-            () = tokio::time::sleep(trouble.pause()) => Ok(()),
+            () = tokio::time::sleep(trouble.pause()) => {
+                pulse.beat();
+                Ok(())
+            }
         }
     }
 }

@@ -34,10 +34,12 @@ pub mod amqp;
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod failpoint;
 pub mod host;
 pub mod http;
 pub mod metrics;
 pub mod operations;
+pub mod service;
 pub mod telemetry;
 
 // What people type and see.

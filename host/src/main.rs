@@ -4,10 +4,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use hapax::cli::{self, Arguments, Error};
-use hapax::{config, telemetry};
+use hapax::{config, failpoint, telemetry};
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    if let Err(order) = failpoint::arm() {
+        return Error::usage(order.to_string()).report();
+    }
     match Arguments::read(std::env::args_os()) {
         Ok(arguments) => run(arguments).await.unwrap_or_else(|error| error.report()),
         Err(usage) => usage.report(),

@@ -33,6 +33,12 @@ pub struct FateLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReasonLabel {
+    pub consumer: String,
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct TargetLabel {
     pub target: String,
 }
@@ -56,6 +62,9 @@ pub struct Metrics {
     handler_seconds: Family<ConsumerLabel, Histogram>,
     end_to_end_seconds: Family<ConsumerLabel, Histogram>,
     swept: Family<ConsumerLabel, Counter>,
+    held: Family<ConsumerLabel, Counter>,
+    unfenced: Family<ConsumerLabel, Counter>,
+    paused: Family<ReasonLabel, Gauge>,
     up: Family<ConsumerLabel, Gauge>,
     relay: Relay,
 }
@@ -85,6 +94,8 @@ pub struct ConsumerMetrics {
     pub ignored: Counter,
     pub retried: Counter,
     pub swept: Counter,
+    pub held: Counter,
+    pub unfenced: Counter,
     /// 1 while the consumer takes messages, 0 while it waits for a server or has stopped.
     pub up: Gauge,
     pub batch_messages: Histogram,
@@ -223,6 +234,21 @@ impl Metrics {
                 "Expired ledger rows that were removed",
                 Family::default()
             ),
+            held: register!(
+                "held",
+                "Deliveries put behind an earlier failed message of their partition",
+                Family::default()
+            ),
+            unfenced: register!(
+                "unfenced",
+                "Messages committed without a timestamp: a late copy of one cannot be told from a new message",
+                Family::default()
+            ),
+            paused: register!(
+                "consumer_paused",
+                "1 while something keeps the consumer from taking messages: operator, brake, full",
+                Family::default()
+            ),
             up: register!(
                 "consumer_up",
                 "1 while the consumer takes messages",
@@ -250,7 +276,7 @@ impl Metrics {
         let label = ConsumerLabel {
             consumer: name.to_owned(),
         };
-        ConsumerMetrics {
+        let metrics = ConsumerMetrics {
             name: name.to_owned(),
             deliveries: self.deliveries.get_or_create_owned(&label),
             redeliveries: self.redeliveries.get_or_create_owned(&label),
@@ -259,13 +285,19 @@ impl Metrics {
             ignored: self.ignored.get_or_create_owned(&label),
             retried: self.retried.get_or_create_owned(&label),
             swept: self.swept.get_or_create_owned(&label),
+            held: self.held.get_or_create_owned(&label),
+            unfenced: self.unfenced.get_or_create_owned(&label),
             up: self.up.get_or_create_owned(&label),
             batch_messages: self.batch_messages.get_or_create_owned(&label),
             batch_seconds: self.batch_seconds.get_or_create_owned(&label),
             handler_seconds: self.handler_seconds.get_or_create_owned(&label),
             end_to_end_seconds: self.end_to_end_seconds.get_or_create_owned(&label),
             all: self.clone(),
+        };
+        for reason in ["operator", "brake", "full"] {
+            metrics.paused(reason, false);
         }
+        metrics
     }
 }
 
@@ -299,6 +331,14 @@ impl ConsumerMetrics {
 
     pub fn parked(&self, code: &str) {
         self.all.parked.get_or_create(&self.code(code)).inc();
+    }
+
+    pub fn paused(&self, reason: &str, paused: bool) {
+        let label = ReasonLabel {
+            consumer: self.name.clone(),
+            reason: reason.to_owned(),
+        };
+        self.all.paused.get_or_create(&label).set(i64::from(paused));
     }
 
     pub fn setback(&self, reason: &str) {

@@ -1,5 +1,5 @@
-//! What operators do: look at failed messages, run them again or give them up, see how a host is doing,
-//! and publish into the embedded broker.
+//! What operators do: look at failed messages, run them again or give them up, look after the outbox and the
+//! ledger, hold consumers back, see how a host is doing, and publish into the embedded broker.
 //!
 //! Every operation is a [`Request`] that is executed here, once, on an open store: by the command line
 //! where it may open the store itself, by the daemon where the daemon has it. Requests and responses are
@@ -8,10 +8,14 @@
 //! Nothing here runs a message. Replaying makes a row due; the host takes it from there, and a key that
 //! was committed meanwhile ends as a duplicate.
 
+mod consumers;
 mod headers;
+mod ledger;
+mod outbox;
 mod parked;
 mod publish;
 mod status;
+mod when;
 mod wire;
 mod written;
 
@@ -22,11 +26,21 @@ use serde::{Deserialize, Serialize};
 use crate::config::{self, Config};
 use crate::consumer::Consumer;
 use crate::failure::Class;
-use crate::store::{Session, Store, StoreError};
+use crate::store::{Fate, JournalEntry, Session, Store, StoreError};
 
-pub use parked::{Changed, Entry, Filter, Page, Selection, Shown, unique_digits};
+pub use consumers::{ConsumerState, PauseDone, PauseWish, Rekey, Rekeyed};
+pub use ledger::{
+    Forget, Forgotten, Import, ImportKey, Imported, LedgerEntry, LedgerQuery, LedgerRows,
+    LedgerShown, Note,
+};
+pub use outbox::{OutboxEntry, OutboxPage, OutboxQuery, OutboxShown};
+pub use parked::{
+    Changed, Cursor, Duplicate, Edit, Entry, Filter, Page, Selection, Shown, Step, Tally,
+    unique_digits,
+};
 pub use publish::{AmqpPublish, Answer};
 pub use status::{ConsumerStatus, OutboxStatus, Status};
+pub use when::When;
 pub use wire::Wire;
 pub use written::{BadLine, read_line, write_message};
 
@@ -38,9 +52,29 @@ pub enum Request {
     /// The beginning of an id.
     Show(String),
     /// How many rows a selection means.
-    Count(Selection),
-    Replay(Selection),
-    Discard(Selection),
+    Tally(Selection),
+    Replay(Step),
+    Discard(Step),
+    Edit(Edit),
+    OutboxList(OutboxQuery),
+    OutboxShow(i64),
+    OutboxRetry(OutboxQuery),
+    LedgerShow {
+        consumer: Option<String>,
+        key_hex: String,
+    },
+    LedgerList(LedgerQuery),
+    LedgerForget(Forget),
+    LedgerImport(Import),
+    /// An import has ended: who it was, and what was imported.
+    LedgerImported {
+        consumer: String,
+        who: String,
+        what: String,
+    },
+    Consumers,
+    Pause(PauseWish),
+    Rekey(Rekey),
     /// Into queues of the embedded broker.
     Publish(Vec<Wire>),
 }
@@ -51,8 +85,20 @@ pub enum Response {
     Status(Status),
     List(Page),
     Show(Box<Shown>),
-    Count(u64),
+    Tally(Vec<Tally>),
     Changed(Changed),
+    OutboxList(OutboxPage),
+    OutboxShow(Box<OutboxShown>),
+    /// How many rows were changed.
+    Count(u64),
+    LedgerShow(Vec<LedgerShown>),
+    LedgerList(LedgerRows),
+    LedgerForget(Vec<Forgotten>),
+    LedgerImport(Imported),
+    Noted,
+    Consumers(Vec<ConsumerState>),
+    Pause(Vec<PauseDone>),
+    Rekey(Rekeyed),
     /// For each message, in order.
     Published(Vec<Answer>),
 }
@@ -104,15 +150,47 @@ impl Operations {
             Request::Status => Response::Status(self.status(session).await?),
             Request::List(filter) => Response::List(self.list(session, &filter).await?),
             Request::Show(id) => Response::Show(Box::new(self.show(session, &id).await?)),
-            Request::Count(selection) => Response::Count(self.count(session, &selection).await?),
-            Request::Replay(selection) => Response::Changed(
-                self.change(session, &selection, parked::Change::Replay)
+            Request::Tally(selection) => Response::Tally(self.tally(session, &selection).await?),
+            Request::Replay(step) => {
+                Response::Changed(self.change(session, &step, parked::Change::Replay).await?)
+            }
+            Request::Discard(step) => {
+                Response::Changed(self.change(session, &step, parked::Change::Discard).await?)
+            }
+            Request::Edit(edit) => Response::Changed(self.edit(session, &edit).await?),
+            Request::OutboxList(query) => {
+                Response::OutboxList(self.outbox_list(session, &query).await?)
+            }
+            Request::OutboxShow(id) => {
+                Response::OutboxShow(Box::new(self.outbox_show(session, id).await?))
+            }
+            Request::OutboxRetry(query) => {
+                Response::Count(self.outbox_retry(session, &query).await?)
+            }
+            Request::LedgerShow { consumer, key_hex } => Response::LedgerShow(
+                self.ledger_show(session, consumer.as_deref(), &key_hex)
                     .await?,
             ),
-            Request::Discard(selection) => Response::Changed(
-                self.change(session, &selection, parked::Change::Discard)
-                    .await?,
-            ),
+            Request::LedgerList(query) => {
+                Response::LedgerList(self.ledger_list(session, &query).await?)
+            }
+            Request::LedgerForget(forget) => {
+                Response::LedgerForget(self.ledger_forget(session, &forget).await?)
+            }
+            Request::LedgerImport(import) => {
+                Response::LedgerImport(self.ledger_import(session, &import).await?)
+            }
+            Request::LedgerImported {
+                consumer,
+                who,
+                what,
+            } => {
+                self.imported(session, &consumer, &who, &what).await?;
+                Response::Noted
+            }
+            Request::Consumers => Response::Consumers(self.consumers(session).await?),
+            Request::Pause(wish) => Response::Pause(self.pause(session, &wish).await?),
+            Request::Rekey(rekey) => Response::Rekey(self.rekey(session, &rekey).await?),
             Request::Publish(messages) => {
                 Response::Published(self.publish(session, messages).await?)
             }
@@ -121,6 +199,44 @@ impl Operations {
 
     fn live(&self, consumer: &str) -> Option<&Arc<Consumer>> {
         self.live.iter().find(|live| live.name == consumer)
+    }
+
+    /// A name that is mistyped would mean nothing, silently.
+    fn known_consumer(&self, name: Option<&str>) -> Result<(), OperationError> {
+        match name {
+            Some(name) => self.configured(name).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// A consumer of the configuration.
+    fn configured(&self, name: &str) -> Result<&config::Consumer, OperationError> {
+        let all = &self.config.consumers;
+        all.iter()
+            .find(|consumer| consumer.name == name)
+            .ok_or_else(|| {
+                let known = all.iter().map(|consumer| consumer.name.as_str());
+                OperationError::Refused(format!(
+                    "there is no consumer `{name}` in {}; there is: {}",
+                    self.config.path.display(),
+                    known.collect::<Vec<_>>().join(", ")
+                ))
+            })
+    }
+
+    /// Remembers what an operator does, in the store and in the log.
+    async fn note(
+        &self,
+        session: &mut dyn Session,
+        entry: JournalEntry,
+    ) -> Result<(), OperationError> {
+        session.upkeep().journal_add(&entry).await?;
+        let key = entry.key.as_deref().map(crate::key::show);
+        tracing::info!(
+            action = %entry.action, who = %entry.actor, why = %entry.why, key,
+            consumer_id = entry.consumer.map(|id| id.0), "An operator has acted"
+        );
+        Ok(())
     }
 
     async fn consumer_id(
@@ -137,6 +253,44 @@ impl Operations {
             .await?
             .id)
     }
+}
+
+/// A time of the database, RFC 3339 in UTC.
+fn time(micros: i64) -> String {
+    match chrono::DateTime::from_timestamp_micros(micros) {
+        Some(time) => time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+        None => format!("{micros} µs after 1970"),
+    }
+}
+
+/// The bytes of hexadecimal digits.
+fn key_bytes(digits: &str) -> Result<Vec<u8>, OperationError> {
+    hex::decode(digits)
+        .map_err(|_| OperationError::Refused(format!("`{digits}` is not hexadecimal")))
+}
+
+/// Every fate, by the word that people use for it.
+const FATES: [(Fate, &str); 5] = [
+    (Fate::Committed, "committed"),
+    (Fate::Waiting, "waiting"),
+    (Fate::Parked, "parked"),
+    (Fate::Discarded, "discarded"),
+    (Fate::Started, "started"),
+];
+
+fn fate_name(fate: Fate) -> &'static str {
+    FATES
+        .iter()
+        .find(|(known, _)| *known == fate)
+        .map_or("", |(_, name)| name)
+}
+
+fn fate_of(name: &str) -> Result<Fate, OperationError> {
+    let known = FATES.iter().find(|(_, known)| *known == name);
+    known.map(|(fate, _)| *fate).ok_or_else(|| {
+        let names = FATES.map(|(_, name)| name).join(", ");
+        OperationError::Refused(format!("there is no fate `{name}`: {names}"))
+    })
 }
 
 #[cfg(test)]

@@ -99,6 +99,34 @@ pub fn count(number: u64, singular: &str) -> String {
     format!("{} {singular}{plural}", thousands(number))
 }
 
+/// A line of what is shown of one thing: a name and its value, nothing when there is no value.
+pub fn field(name: &str, value: &str) -> String {
+    match value {
+        "" => String::new(),
+        value => format!("{STRONG}{name:<13}{STRONG:#} {}\n", clean(value)),
+    }
+}
+
+/// Text of several lines under a title, nothing when there is none.
+pub fn section(title: &str, content: &str) -> String {
+    if content.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{STRONG}{title}{STRONG:#}\n");
+    for line in clean_lines(content).lines() {
+        text.push_str(&format!("  {line}\n"));
+    }
+    text
+}
+
+/// How old something is: one number and its unit.
+pub fn age(seconds: f64) -> String {
+    let units = [(86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s")];
+    let unit = units.iter().find(|(size, _)| seconds >= 2.0 * size);
+    let (size, name) = unit.unwrap_or(&(1.0, "s"));
+    format!("{:.0} {name}", (seconds / size).floor())
+}
+
 /// Rows under a header. Every cell is made clean.
 pub struct Table {
     header: &'static [&'static str],
@@ -200,6 +228,15 @@ mod tests {
     fn a_cut_counts_characters_and_says_that_it_cut() {
         assert_eq!(cut("ééé", 3), "ééé");
         assert_eq!(cut("éééé", 3), "éé…");
+    }
+
+    #[test]
+    fn an_age_is_told_in_the_largest_unit_that_leaves_two() {
+        let shown = [0.4, 59.0, 119.0, 120.0, 7_199.0, 7_200.0, 400_000.0].map(age);
+        assert_eq!(
+            shown,
+            ["0 s", "59 s", "119 s", "2 min", "119 min", "2 h", "4 d"]
+        );
     }
 
     #[test]

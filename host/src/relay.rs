@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{self, Backoff};
+use crate::failpoint::{self, Point};
 use crate::metrics::{self, TargetLabel};
 use crate::store::{HostId, OutboxRecord, Session, Store, StoreError, TAKEN_LANE};
 
@@ -285,6 +286,7 @@ impl Relay {
         while let (Some(session), Some(lane)) = (self.session.as_mut(), self.recover.last()) {
             let known = self.queue.known();
             let records = session.outbox_recover(host, *lane, &known).await?;
+            failpoint::pass_if(Point::AfterRecover, !records.is_empty());
             self.memory.add(&records);
             self.adopt(records);
             self.recover.pop();
@@ -294,7 +296,9 @@ impl Relay {
                 return Ok(());
             };
             let limit = u32::try_from(BLOCK_ROWS).unwrap_or(u32::MAX);
+            failpoint::pass(Point::BeforeOutboxTake);
             let records = session.outbox_take(host, limit).await?;
+            failpoint::pass_if(Point::AfterOutboxTake, !records.is_empty());
             let full = records.len() == BLOCK_ROWS;
             self.memory.add(&records);
             self.adopt(records);
@@ -326,7 +330,10 @@ impl Relay {
         let remove = async {
             match self.session.as_mut() {
                 Some(session) if !sent.is_empty() => {
-                    session.outbox_delete(&sent).await.map(|()| true)
+                    failpoint::pass(Point::BeforeOutboxDelete);
+                    let removed = session.outbox_delete(&sent).await.map(|()| true);
+                    failpoint::pass_if(Point::AfterOutboxDelete, removed.is_ok());
+                    removed
                 }
                 // Without a session they stay listed; the next look at the table opens one.
                 session => Ok(session.is_some()),
@@ -336,6 +343,7 @@ impl Relay {
             if block.is_empty() {
                 Ok(Vec::new())
             } else {
+                failpoint::pass(Point::BeforePublish);
                 self.publisher.publish(&block).await
             }
         };
@@ -371,6 +379,7 @@ impl Relay {
             self.memory.remove(&record);
             let trouble = match result {
                 Sent::Confirmed => {
+                    failpoint::pass(Point::AfterConfirm);
                     self.metrics.confirmed.get_or_create(&label).inc();
                     if let Some(since) = self.queue.since(record.sequence) {
                         self.metrics
@@ -410,6 +419,7 @@ impl Relay {
             routing_key = %record.row.message.routing_key, attempts, error = %trouble,
             retry_seconds = delay.as_secs_f64(), "Outbox message not sent; it stays in the outbox"
         );
+        failpoint::pass(Point::BeforeOutboxDefer);
         let deferred = match self.session.as_mut() {
             Some(session) => session
                 .outbox_defer(record.sequence, delay, &trouble)
@@ -418,6 +428,7 @@ impl Relay {
             None => Ok(false),
         };
         if let Ok(true) = deferred {
+            failpoint::pass(Point::AfterOutboxDefer);
             self.queue.removed(&[record.sequence]);
             return;
         }

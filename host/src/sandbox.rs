@@ -25,6 +25,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
 use std::time::{Duration, Instant};
 
 use wasmtime::Store;
@@ -61,8 +62,9 @@ pub struct Environment {
     /// Made of the store's secret and the consumer's name.
     pub seeds: Seeds,
     pub dialect: Dialect,
-    /// Of the ledger: part of every outgoing message's id.
-    pub generation: i32,
+    /// Of the ledger: part of every outgoing message's id. Raised while the host runs, when an operator makes
+    /// the ledger forget.
+    pub generation: AtomicI32,
 }
 
 impl Environment {

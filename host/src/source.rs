@@ -7,12 +7,18 @@ pub mod amqp;
 pub mod embedded;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::consumer::Consumer;
+use crate::failpoint::{self, Point};
 use crate::lane::{Lanes, Work};
+
+/// How long lanes may take to finish what they have begun before a source gives its messages back without
+/// their acknowledgements. What they commit later is recognised when it is delivered again.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What every source works with.
 #[derive(Clone)]
@@ -39,7 +45,25 @@ impl Feed {
             .identity
             .as_ref()
             .map_or(0, |identity| identity.partition);
+        failpoint::pass(Point::AfterKey);
         self.lanes.send(partition, work).await;
+    }
+
+    /// Waits until nothing holds the consumer back and the ledger answers. False when stopped.
+    async fn may_subscribe(&self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => false,
+            () = self.consumer.gate.may_subscribe() => self.ledger_answers().await,
+        }
+    }
+
+    /// Waits until no lane is at work, at most until the time that comes with a reason to leave.
+    async fn lanes_are_idle(&self, leaving: &Option<(Instant, String)>) {
+        if let Some((deadline, _)) = leaving {
+            let idle = self.consumer.gate.emptied();
+            let _ = tokio::time::timeout_at((*deadline).into(), idle).await;
+        }
     }
 
     /// Waits until the ledger answers: without a database there is no consumer. False when stopped.

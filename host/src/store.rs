@@ -7,7 +7,9 @@
 //! Times are the database's: a caller passes durations, the dialect adds them to its own clock.
 
 mod error;
+mod queues;
 mod stored;
+mod upkeep;
 mod value;
 
 pub mod migrate;
@@ -18,6 +20,11 @@ pub mod sqlite;
 mod contract;
 
 pub use error::{Constraint, ConstraintKind, StoreError};
+pub use queues::{QueuedMessage, Queues};
+pub use upkeep::{
+    ConsumerMarks, JOURNAL_ENTRIES, JournalEntry, LedgerPage, LedgerRecord, Mark, OutboxFilter,
+    OutboxListing, Pause, Upkeep, WaitingFilter, WaitingRecord,
+};
 pub use value::{Column, Rows, Value};
 
 use std::sync::Arc;
@@ -61,8 +68,7 @@ pub struct ConsumerRow {
     pub fingerprint_rule: String,
     /// Part of every message id, raised when the operator makes the ledger forget.
     pub generation: i32,
-    /// Everything that expired before this database time may be forgotten.
-    /// Microseconds since the Unix epoch.
+    /// Keys of messages that are no younger than this may be forgotten. Microseconds since the Unix epoch.
     pub horizon: Option<i64>,
 }
 
@@ -120,6 +126,15 @@ pub struct Entry {
     pub fate: Fate,
     pub fingerprint: Vec<u8>,
     pub attempts: i32,
+}
+
+/// What `finish` found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// How many keys this very transaction has claimed.
+    pub claims: u64,
+    /// As in [`ConsumerRow`], as it is now.
+    pub horizon: Option<i64>,
 }
 
 /// Another fate than `committed`, for a key that this transaction has claimed.
@@ -191,30 +206,6 @@ pub struct WaitingRow {
     /// The queue that the message came from.
     pub queue: String,
     pub message: Message,
-}
-
-/// A row of `hapax_waiting` as it was read, with the times that the database gave it.
-/// Microseconds since the Unix epoch.
-#[derive(Clone, Debug)]
-pub struct WaitingRecord {
-    pub consumer: String,
-    pub row: WaitingRow,
-    pub first_failed_at: i64,
-    pub failed_at: i64,
-    /// Absent while the row is parked.
-    pub due_at: Option<i64>,
-}
-
-/// Which rows an operator means.
-#[derive(Clone, Debug, Default)]
-pub struct WaitingFilter {
-    pub consumer: Option<String>,
-    pub status: Option<Status>,
-    pub code: Option<String>,
-    /// The first bytes of the id, so that a person can type them.
-    pub id_prefix: Option<Vec<u8>>,
-    pub key: Option<Vec<u8>>,
-    pub limit: u32,
 }
 
 /// An outgoing message on its way into `hapax_outbox`.
@@ -379,8 +370,28 @@ pub trait Session: Send {
 
     /// The last statement before COMMIT: how many of `keys` this very transaction has claimed, which makes
     /// those final that were not settled otherwise. Any other number than all of them is a broken
-    /// transaction.
-    async fn finish(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError>;
+    /// transaction. The horizon that comes with it was read after the claims, so that a sweep that made a
+    /// claimed key new shows in it.
+    async fn finish(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Finished, StoreError>;
+
+    /// Keeps the answers of messages for their duplicates, with keys that this transaction has claimed;
+    /// returns how many rows it changed.
+    async fn keep_replies(
+        &mut self,
+        consumer: ConsumerId,
+        replies: &[(&[u8], Vec<u8>)],
+    ) -> Result<u64, StoreError>;
+
+    /// The answers that are kept under keys, in the order of `keys`.
+    async fn replies(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError>;
 
     /// Inserts or replaces the row of a key outside any claim: records that a redelivered message starts
     /// (`Fate::Started`, attempts = starts so far: the table counts them, `claim.attempts` is not read)
@@ -399,12 +410,22 @@ pub trait Session: Send {
     async fn ledger_counts(&mut self, consumer: ConsumerId)
     -> Result<Vec<(Fate, u64)>, StoreError>;
 
+    /// Remembers that keys are claimed under this retention, before the first one is.
+    async fn note_retention(
+        &mut self,
+        consumer: ConsumerId,
+        retention: Duration,
+    ) -> Result<(), StoreError>;
+
     /// Deletes expired rows of a consumer among the next `limit` rows after `after` in key order, and
-    /// raises the horizon. Rows that wait or are parked stay. Returns the last key looked at, `None` at
-    /// the end, and the number of deleted rows. A transaction of its own.
+    /// raises the horizon. A row may have been claimed under the shortest retention that was noted, or a
+    /// longer one: it stays until `retention` is over in any case, and the horizon is not before the time of
+    /// any message whose row has gone. Rows that wait or are parked stay. Returns the last key looked at,
+    /// `None` at the end, and the number of deleted rows. A transaction of its own.
     async fn sweep(
         &mut self,
         consumer: ConsumerId,
+        retention: Duration,
         after: &[u8],
         limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError>;
@@ -420,11 +441,34 @@ pub trait Session: Send {
     ) -> Result<(), StoreError>;
 
     /// Ids and partitions of rows with status `retry` that are due, oldest first, without locking them.
+    /// `in_line`: only those that stand first in their partition's line, which rows with a key form in
+    /// the order of their arrival.
     async fn waiting_due(
         &mut self,
         consumer: ConsumerId,
+        in_line: bool,
         limit: u32,
     ) -> Result<Vec<(Vec<u8>, i64)>, StoreError>;
+
+    /// Which of these partitions have a line, and how many rows of it are held. Locks the first row of each
+    /// until the transaction ends: a line that was named neither grows nor moves for anybody else, and one
+    /// that was not had no row when its first one was waited for.
+    async fn waiting_lines(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: &[i64],
+    ) -> Result<Vec<(i64, u64)>, StoreError>;
+
+    /// Makes the first row of these partitions' lines due now if it is held; `None` means all lines.
+    /// Returns how many rows it released.
+    async fn waiting_release(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: Option<&[i64]>,
+    ) -> Result<u64, StoreError>;
+
+    /// How many rows the line holds that holds most.
+    async fn waiting_held(&mut self, consumer: ConsumerId) -> Result<u64, StoreError>;
 
     /// How long until the next row of status `retry` is due. Zero when one is; `None` without any.
     async fn waiting_next(&mut self, consumer: ConsumerId) -> Result<Option<Duration>, StoreError>;
@@ -465,8 +509,8 @@ pub trait Session: Send {
     /// `waiting`. Returns how many rows were parked. A transaction of its own.
     async fn waiting_replay(&mut self, ids: &[&[u8]]) -> Result<u64, StoreError>;
 
-    /// Removes parked rows for good; their keys' fate becomes `discarded`. Returns how many rows there
-    /// were. A transaction of its own.
+    /// Removes parked rows for good; their keys' fate becomes `discarded`, and what they held back is
+    /// released. Returns how many rows there were. A transaction of its own.
     async fn waiting_discard(&mut self, ids: &[&[u8]]) -> Result<u64, StoreError>;
 
     /// Rows by status and code, for `status` and metrics.
@@ -562,42 +606,15 @@ pub trait Session: Send {
         Ok(false)
     }
 
+    // ---- operators -------------------------------------------------------------------------------
+
+    /// The same session at an operator's hands.
+    fn upkeep(&mut self) -> &mut dyn Upkeep;
+
     // ---- the embedded broker ---------------------------------------------------------------------
 
     /// Where this store also holds queues, the way to them. Only SQLite does.
     fn queues(&mut self) -> Option<&mut dyn Queues> {
         None
     }
-}
-
-/// A queue's message as the embedded broker keeps it.
-#[derive(Clone, Debug)]
-pub struct QueuedMessage {
-    pub sequence: i64,
-    pub deliveries: i32,
-    pub message: Message,
-}
-
-/// The durable queues of the embedded broker. Each call is a transaction of its own.
-#[async_trait]
-pub trait Queues: Send {
-    /// Makes a queue; nothing happens when it is there.
-    async fn declare(&mut self, queue: &str) -> Result<(), StoreError>;
-
-    /// Whether the queue is there, and how many messages it holds.
-    async fn depth(&mut self, queue: &str) -> Result<Option<u64>, StoreError>;
-
-    /// Appends messages; false, and nothing is kept, for those whose queue is not there.
-    async fn publish(&mut self, messages: &[(String, Message)]) -> Result<Vec<bool>, StoreError>;
-
-    /// The next messages after `after`, in order, each with its deliveries counted up.
-    async fn deliver(
-        &mut self,
-        queue: &str,
-        after: i64,
-        limit: u32,
-    ) -> Result<Vec<QueuedMessage>, StoreError>;
-
-    /// Removes acknowledged messages.
-    async fn ack(&mut self, queue: &str, sequences: &[i64]) -> Result<(), StoreError>;
 }

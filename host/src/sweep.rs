@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::consumer::Consumer;
+use crate::failpoint::{self, Point};
 use crate::store::{Session, StoreError};
 
 /// Rows looked at in one transaction.
@@ -19,7 +20,7 @@ const STEP_ROWS: u32 = 1000;
 const STEP_PAUSE: Duration = Duration::from_millis(50);
 
 /// Bounds of the pause between two walks.
-const WALK_PAUSE_MIN: Duration = Duration::from_secs(60);
+const WALK_PAUSE_MIN: Duration = Duration::from_secs(1);
 const WALK_PAUSE_MAX: Duration = Duration::from_secs(3600);
 
 /// Walks until told to stop. Returns at once for a consumer that remembers forever.
@@ -41,7 +42,7 @@ pub async fn run(consumer: Arc<Consumer>, stop: CancellationToken) {
         }
         let walked = tokio::select! {
             () = stop.cancelled() => return,
-            walked = walk(&consumer) => walked,
+            walked = walk(&consumer, retention) => walked,
         };
         match walked {
             Ok(0) => trouble.reset(),
@@ -58,12 +59,16 @@ pub async fn run(consumer: Arc<Consumer>, stop: CancellationToken) {
 }
 
 /// One walk over all keys; returns how many were forgotten.
-async fn walk(consumer: &Consumer) -> Result<u64, StoreError> {
+async fn walk(consumer: &Consumer, retention: Duration) -> Result<u64, StoreError> {
     let mut session: Box<dyn Session> = consumer.store.session("hapax sweep").await?;
     let mut after = Vec::new();
     let mut total = 0;
     loop {
-        let (last, rows) = session.sweep(consumer.id, &after, STEP_ROWS).await?;
+        failpoint::pass(Point::BeforeSweep);
+        let (last, rows) = session
+            .sweep(consumer.id, retention, &after, STEP_ROWS)
+            .await?;
+        failpoint::pass_if(Point::AfterSweep, rows > 0);
         total += rows;
         consumer.metrics.swept.inc_by(rows);
         match last {

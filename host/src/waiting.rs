@@ -4,6 +4,8 @@
 //! most one waiting copy: its row's id is made of the consumer and the key. Messages without a usable key
 //! are kept under the hash of their content.
 
+mod copy;
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,10 +17,13 @@ use crate::backoff::{self, Backoff};
 use crate::commit::{Hold, Item};
 use crate::config::Retry;
 use crate::consumer::Consumer;
+use crate::failpoint::{self, Point};
 use crate::failure::{Again, Failure};
 use crate::lane::{Lanes, Origin, Work};
 use crate::message::encode_properties;
 use crate::store::{Session, Status, StoreError, WaitingRow};
+
+pub use copy::copy;
 
 /// Rows that one look fetches.
 const LOOK_ROWS: u32 = 256;
@@ -205,17 +210,30 @@ async fn look(
     let Some(session) = slot.as_mut() else {
         return Ok(LOOK_PAUSE);
     };
+    // A line that has lost its first row by other ways than ours has to go on, and so has one that was
+    // made when the order was strict.
+    session.waiting_release(consumer.id, None).await?;
+    if consumer.gate.is_full() {
+        let held = session.waiting_held(consumer.id).await?;
+        consumer.set_full(held > consumer.room_from());
+    }
+    if consumer.paused().is_some() {
+        return Ok(LOOK_PAUSE);
+    }
     let Some(next) = session.waiting_next(consumer.id).await? else {
         return Ok(LOOK_PAUSE);
     };
     if !next.is_zero() {
         return Ok(next.min(LOOK_PAUSE));
     }
-    let due = session.waiting_due(consumer.id, LOOK_ROWS).await?;
+    let due = session
+        .waiting_due(consumer.id, consumer.is_strict(), LOOK_ROWS)
+        .await?;
     let mut handed = 0;
     for (id, partition) in due {
         if let Some(guard) = running.begin(&id) {
             handed += 1;
+            failpoint::pass(Point::AfterDue);
             let work = Work::waiting(Origin::Table(guard), Hold::Row(id));
             lanes.send(partition, work).await;
         }

@@ -71,6 +71,27 @@ pub async fn are_parked_with_a_code_and_the_rest_flows_on(place: &Place, scene: 
         .await
 }
 
+/// What a handler prints before it crashes may hold NUL, which no text column takes, and anything else.
+pub async fn may_print_anything_before_they_crash(place: &Place, scene: Scene) -> Checked {
+    let nasty = "a\u{0}b \u{202e} \u{10ffff} '\"\\";
+    let steps = [json!({"stderr": nasty}), json!({"panic": nasty})];
+    scene
+        .publish(&[message("nasty", &steps), scene::ordinary("good")])
+        .await?;
+    let consumer = scene.probe()?.set("retry", "{ max-attempts = 1 }");
+    let host = Host::start(place, &scene.config("host", consumer)).await?;
+    host.until_metric("hapax_parked_total", 1).await?;
+    scene.finish(host).await?;
+    assert_eq!(scene.store.waiting_keys().await?, ["nasty parked trap"]);
+    assert_eq!(scene.effects().await?, ["good/0"]);
+    let printed = scene
+        .store
+        .texts("SELECT stderr FROM hapax_waiting")
+        .await?;
+    assert!(printed[0].contains("b \u{202e} \u{10ffff}"), "{printed:?}");
+    Ok(())
+}
+
 /// Bytes that are no text, in the body and in the header that is the key.
 pub async fn may_hold_any_bytes(place: &Place, scene: Scene) -> Checked {
     use lapin::types::{AMQPValue, FieldTable};

@@ -80,6 +80,36 @@ pub async fn a_second_signal_ends_it_at_once_and_loses_nothing(place: &Place) ->
     Ok(())
 }
 
+/// A handler that takes longer than the drain may: the host leaves with exit code 1, and loses nothing.
+pub async fn a_drain_that_takes_too_long_is_given_up(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let hang = serde_json::json!({"query": ["SELECT pg_sleep(25)", []]});
+    let grant = r#"{ write = ["t_effects"], functions = ["pg_sleep"] }"#;
+    let consumer = scene
+        .probe()?
+        .set("grant", grant)
+        .set("limits", r#"{ wall = "60s" }"#);
+    let config = scene
+        .config("host", consumer)
+        .store_line("statement-timeout = \"60s\"")
+        .host_line("shutdown-timeout = \"300ms\"");
+    let mut host = Host::start(place, &config).await?;
+    scene
+        .publish(&[message("k", &[scene::insert("k", 0), hang])])
+        .await?;
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' \
+                  AND datname = current_database()";
+    crate::support::wait::until_equal("handlers that hang", 1, async || {
+        scene.store.number(asleep).await
+    })
+    .await?;
+    host.sigterm()?;
+    assert_eq!(host.exit_code().await?, 1);
+    assert_eq!(scene.broker.left_over(IN).await?, 1);
+    assert_eq!(scene.effects().await?, [""; 0]);
+    Ok(())
+}
+
 /// What a host has fetched and not begun goes back to the queue.
 pub async fn what_was_only_fetched_goes_back(place: &Place, scene: Scene) -> Checked {
     let messages: Vec<_> = (0..2_000)

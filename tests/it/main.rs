@@ -6,21 +6,34 @@
 mod ack_before_commit;
 mod bad_messages;
 mod bad_start;
+mod bench;
+mod brake;
 mod commit_in_doubt;
+mod crash;
 mod demo;
 mod drain;
+mod duplicates;
 mod embedded;
+mod endurance;
 mod exactly_once;
 mod failing_message;
 mod message_content;
 mod one_key_fifty_times;
 mod operator;
+mod operator_consumers;
+mod operator_ledger;
+mod operator_outbox;
+mod outage;
 mod random_schedules;
 mod relay_trouble;
+mod retention;
 mod reused_key;
 mod server_restarts;
+mod service_manager;
+mod strict_order;
 mod support;
 mod swallowed_errors;
+mod two_hosts;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -73,15 +86,24 @@ macro_rules! trials {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = trials! {
+    let mut trials = trials! {
         exactly_once {
             once:
                 six_sigkills_lose_and_double_nothing_on_postgres,
                 six_sigkills_lose_and_double_nothing_on_sqlite,
                 two_hosts_on_one_queue_are_killed_in_turn;
         }
+        endurance {
+            once: random_kills_lose_and_double_nothing;
+        }
         embedded {
             once: sigkills_lose_and_double_nothing;
+        }
+        bench {
+            once:
+                measures_every_scenario_with_nothing_installed,
+                measures_every_scenario_on_real_servers_and_leaves_nothing_there,
+                an_unknown_scenario_is_told_which_there_are;
         }
         demo {
             once:
@@ -118,6 +140,7 @@ fn main() -> ExitCode {
             each store:
                 within_one_batch_the_second_payload_is_parked,
                 across_batches_the_second_payload_is_parked,
+                a_duplicate_behind_the_second_payload_is_no_mistake,
                 while_the_first_payload_waits_the_second_is_parked,
                 the_same_payload_written_differently_is_a_duplicate;
         }
@@ -164,6 +187,7 @@ fn main() -> ExitCode {
         bad_messages {
             each store:
                 are_parked_with_a_code_and_the_rest_flows_on,
+                may_print_anything_before_they_crash,
                 may_hold_any_bytes;
         }
         bad_start {
@@ -183,8 +207,54 @@ fn main() -> ExitCode {
         drain {
             once:
                 with_sigterm_under_load_every_life_ends_well,
-                a_second_signal_ends_it_at_once_and_loses_nothing;
+                a_second_signal_ends_it_at_once_and_loses_nothing,
+                a_drain_that_takes_too_long_is_given_up;
             each store: what_was_only_fetched_goes_back;
+        }
+        strict_order {
+            once:
+                is_kept_when_another_host_takes_over,
+                needs_a_queue_with_one_active_consumer,
+                is_kept_on_the_embedded_broker;
+            each store:
+                is_kept_while_a_message_is_retried,
+                is_kept_until_a_parked_message_is_replayed,
+                goes_on_when_a_parked_message_is_discarded,
+                at_its_cap_the_consumer_takes_no_more_and_loses_nothing,
+                is_kept_through_sigkills;
+        }
+        duplicates {
+            each store:
+                get_the_stored_answer_where_the_consumer_replies,
+                are_parked_where_the_consumer_wants_to_see_them;
+        }
+        retention {
+            each store:
+                a_late_copy_of_a_forgotten_message_is_parked,
+                a_replay_after_expiry_is_applied_once;
+        }
+        brake {
+            each store:
+                a_braked_consumer_keeps_what_it_holds,
+                it_goes_on_by_itself_when_a_message_commits;
+        }
+        outage {
+            once:
+                across_five_restarts_it_loses_no_message,
+                longer_than_the_broker_waits_it_gives_messages_back_once;
+        }
+        service_manager {
+            once: hears_of_start_life_and_stop;
+        }
+        two_hosts {
+            once:
+                apply_each_order_once_where_transactions_are_serializable,
+                keep_the_order_of_a_key_when_one_dies_before_it_publishes,
+                do_not_wait_for_one_that_hangs,
+                do_not_wait_for_one_that_was_killed,
+                lose_no_increment_of_one_state_key,
+                share_a_sqlite_file_between_lane_relay_sweep_and_commands;
+            each store: a_message_that_kills_the_host_is_parked_alone;
         }
         operator {
             each store:
@@ -192,9 +262,33 @@ fn main() -> ExitCode {
                 replays_a_message_once_its_cause_is_gone,
                 discards_a_message_for_good,
                 is_told_of_an_id_that_does_not_exist,
+                is_refused_a_bulk_change_that_nobody_agreed_to,
+                edits_a_body_and_the_original_is_a_duplicate_of_it,
+                is_told_that_a_replay_of_what_was_committed_does_nothing,
+                may_put_a_dead_letter_back_by_hand,
                 publishes_a_file_and_reads_the_status;
         }
+        operator_outbox {
+            each store:
+                sees_what_could_not_be_sent_and_sends_it,
+                sends_a_delayed_message_now;
+        }
+        operator_ledger {
+            each store:
+                forgets_a_key_and_its_message_is_applied_again,
+                takes_over_a_live_queue;
+        }
+        operator_consumers {
+            once: a_pause_reaches_every_host;
+            each store:
+                a_pause_outlives_a_restart,
+                other_rules_wait_for_the_last_host;
+        }
     };
+    for (name, point, stack) in crash::cases() {
+        let test = move |place: &Place| RUNTIME.block_on(crash::at(place, point, stack));
+        trials.push(trial(name.leak(), test));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
         eprintln!("{}", servers::log_tails());
@@ -207,7 +301,7 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn trial(name: &'static str, test: fn(&Place) -> Checked) -> Trial {
+fn trial(name: &'static str, test: impl Fn(&Place) -> Checked + Send + 'static) -> Trial {
     Trial::test(name, move || {
         let place = Place::of(name).map_err(|error| format!("{error:#}"))?;
         let complaint = match catch_unwind(AssertUnwindSafe(|| test(&place))) {

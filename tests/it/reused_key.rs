@@ -41,6 +41,25 @@ pub async fn across_batches_the_second_payload_is_parked(place: &Place, scene: S
     assert_first_payload_won(&scene, &["k"]).await
 }
 
+/// The duplicate stands behind the other payload in one batch: it is compared with what has committed.
+pub async fn a_duplicate_behind_the_second_payload_is_no_mistake(
+    place: &Place,
+    scene: Scene,
+) -> Checked {
+    let config = scene.config("host", scene.probe()?);
+    let host = Host::start(place, &config).await?;
+    scene.publish(&[scene::ordinary("k")]).await?;
+    host.until_metric("hapax_committed_total", 1).await?;
+    scene.finish(host).await?;
+    scene
+        .publish(&[other("k"), scene::ordinary("k"), other("k")])
+        .await?;
+    let host = Host::start(place, &config).await?;
+    host.until_metric("hapax_deliveries_total", 3).await?;
+    scene.finish(host).await?;
+    assert_first_payload_won(&scene, &["k"]).await
+}
+
 pub async fn while_the_first_payload_waits_the_second_is_parked(
     place: &Place,
     scene: Scene,

@@ -12,7 +12,13 @@ CREATE TABLE hapax_consumer (
     key_rule         TEXT NOT NULL,
     fingerprint_rule TEXT NOT NULL,
     generation       INTEGER NOT NULL DEFAULT 0,
-    horizon          TIMESTAMPTZ
+    -- A message older than this may have been forgotten.
+    horizon          TIMESTAMPTZ,
+    -- The shortest retention, in microseconds, that keys were claimed under; null while it was forever.
+    shortest_retention BIGINT,
+    paused_at        TIMESTAMPTZ,
+    paused_by        TEXT,
+    paused_why       TEXT
 );
 
 -- fate: 1 committed, 2 waiting, 3 parked, 4 discarded, 5 started
@@ -28,7 +34,9 @@ CREATE TABLE hapax_ledger (
     PRIMARY KEY (consumer, key)
 );
 
+-- Rows with a key stand in their partition's line, in the order of arrival.
 CREATE TABLE hapax_waiting (
+    arrival         BIGINT GENERATED ALWAYS AS IDENTITY,
     consumer        INTEGER NOT NULL,
     id              BYTEA NOT NULL,
     key             BYTEA,
@@ -55,6 +63,8 @@ CREATE TABLE hapax_waiting (
 );
 
 CREATE INDEX hapax_waiting_due ON hapax_waiting (consumer, due_at) WHERE status = 'retry';
+CREATE INDEX hapax_waiting_line ON hapax_waiting (consumer, partition, arrival) WHERE key IS NOT NULL;
+CREATE INDEX hapax_waiting_held ON hapax_waiting (consumer, partition) WHERE status = 'held';
 
 -- due_at is null while a row belongs to the memory of a living host.
 CREATE TABLE hapax_outbox (
@@ -85,4 +95,15 @@ CREATE TABLE hapax_state (
     value    BYTEA NOT NULL,
     version  BIGINT NOT NULL,
     PRIMARY KEY (consumer, key)
+);
+
+-- What operators did that no other table tells. Bounded: the oldest entries go.
+CREATE TABLE hapax_journal (
+    id       BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at       TIMESTAMPTZ NOT NULL,
+    actor    TEXT NOT NULL,
+    action   TEXT NOT NULL,
+    consumer INTEGER,
+    key      BYTEA,
+    why      TEXT NOT NULL
 );

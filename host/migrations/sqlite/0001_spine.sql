@@ -12,7 +12,13 @@ CREATE TABLE hapax_consumer (
     key_rule         TEXT NOT NULL,
     fingerprint_rule TEXT NOT NULL,
     generation       INTEGER NOT NULL DEFAULT 0,
-    horizon          INTEGER
+    -- A message older than this may have been forgotten.
+    horizon          INTEGER,
+    -- The shortest retention, in microseconds, that keys were claimed under; null while it was forever.
+    shortest_retention INTEGER,
+    paused_at        INTEGER,
+    paused_by        TEXT,
+    paused_why       TEXT
 );
 
 -- fate: 1 committed, 2 waiting, 3 parked, 4 discarded, 5 started. Zero and below exist only inside the
@@ -29,7 +35,9 @@ CREATE TABLE hapax_ledger (
     PRIMARY KEY (consumer, key)
 ) WITHOUT ROWID;
 
+-- Rows with a key stand in their partition's line, in the order of arrival.
 CREATE TABLE hapax_waiting (
+    arrival         INTEGER PRIMARY KEY AUTOINCREMENT,
     consumer        INTEGER NOT NULL,
     id              BLOB NOT NULL,
     key             BLOB,
@@ -52,10 +60,12 @@ CREATE TABLE hapax_waiting (
     first_failed_at INTEGER NOT NULL,
     failed_at       INTEGER NOT NULL,
     due_at          INTEGER,
-    PRIMARY KEY (consumer, id)
+    UNIQUE (consumer, id)
 );
 
 CREATE INDEX hapax_waiting_due ON hapax_waiting (consumer, due_at) WHERE status = 'retry';
+CREATE INDEX hapax_waiting_line ON hapax_waiting (consumer, partition, arrival) WHERE key IS NOT NULL;
+CREATE INDEX hapax_waiting_held ON hapax_waiting (consumer, partition) WHERE status = 'held';
 
 -- due_at is null while a row belongs to the memory of a living host.
 CREATE TABLE hapax_outbox (
@@ -87,6 +97,17 @@ CREATE TABLE hapax_state (
     version  INTEGER NOT NULL,
     PRIMARY KEY (consumer, key)
 ) WITHOUT ROWID;
+
+-- What operators did that no other table tells. Bounded: the oldest entries go.
+CREATE TABLE hapax_journal (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    at       INTEGER NOT NULL,
+    actor    TEXT NOT NULL,
+    action   TEXT NOT NULL,
+    consumer INTEGER,
+    key      BLOB,
+    why      TEXT NOT NULL
+);
 
 -- The embedded broker.
 CREATE TABLE hapax_queue (

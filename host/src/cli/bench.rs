@@ -17,7 +17,9 @@ mod scenario;
 mod screen;
 mod usage;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -136,17 +138,26 @@ async fn measure_all(arguments: &BenchArgs, scenarios: &[Scenario]) -> anyhow::R
             _ = terminate.recv() => {}
         }
     };
-    tokio::select! {
-        report = rounds(arguments, scenarios) => tell(arguments, &report?),
-        () = interrupted => {
-            // Queues on the broker expire by themselves; schemas are named in the log of the database.
-            Ok(ExitCode::from(INTERRUPTED))
+    tokio::pin!(interrupted);
+    let plugin = tokio::select! {
+        plugin = build_plugin(BENCH) => plugin?,
+        () = &mut interrupted => return Ok(ExitCode::from(INTERRUPTED)),
+    };
+    let bench = prepare(arguments, plugin);
+    let ended = tokio::select! {
+        report = rounds(arguments, &bench, scenarios) => {
+            report.and_then(|report| tell(arguments, &report))
         }
-    }
+        () = interrupted => Ok(ExitCode::from(INTERRUPTED)),
+    };
+    // The consumer is dead by now: dropping the measurement kills it.
+    let removed = bench.remove().await;
+    let code = ended?;
+    removed?;
+    Ok(code)
 }
 
-async fn rounds(arguments: &BenchArgs, scenarios: &[Scenario]) -> anyhow::Result<Report> {
-    let plugin = build_plugin(BENCH).await?;
+fn prepare(arguments: &BenchArgs, plugin: PathBuf) -> Bench {
     let messages = arguments.messages as usize;
     // In range: a percentage of a number that is, and no more than all but one.
     let duplicates =
@@ -154,13 +165,22 @@ async fn rounds(arguments: &BenchArgs, scenarios: &[Scenario]) -> anyhow::Result
     let seed = arguments
         .seed
         .unwrap_or_else(|| u64::from(fastrand::u32(..)));
-    let bench = Bench {
+    Bench {
         surroundings: surroundings(arguments),
         plugin,
         orders: Orders::generate(messages - duplicates, duplicates, seed),
         database: server(arguments.database.as_deref(), 5432),
         broker: server(arguments.amqp.as_deref(), 5672),
-    };
+        place: Mutex::new(None),
+    }
+}
+
+async fn rounds(
+    arguments: &BenchArgs,
+    bench: &Bench,
+    scenarios: &[Scenario],
+) -> anyhow::Result<Report> {
+    let messages = bench.orders.deliveries.len();
     let rounds = arguments.rounds as usize;
     if !arguments.json {
         let text = screen::introduction(&bench.surroundings, messages, rounds);
@@ -184,7 +204,7 @@ async fn rounds(arguments: &BenchArgs, scenarios: &[Scenario]) -> anyhow::Result
         messages,
         unique: bench.orders.unique,
         rounds,
-        seed,
+        seed: bench.orders.seed,
         ratios: ratios(&measured),
         scenarios: measured
             .iter()

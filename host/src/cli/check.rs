@@ -211,15 +211,7 @@ async fn check_broker(config: &Config, report: &mut Report) {
 }
 
 async fn look_for_queue(connection: &Connection, queue: &str) -> Result<(), QueueError> {
-    // A queue that is missing closes the channel that asked.
-    let channel = connection
-        .create_channel()
-        .await
-        .map_err(|error| QueueError::Refused {
-            queue: queue.to_owned(),
-            error: Box::new(error),
-        })?;
-    prepare(&channel, queue, None).await
+    prepare(connection, queue, None, false).await
 }
 
 /// A target that is missing stops nobody: its messages wait in the outbox. So it is a warning.

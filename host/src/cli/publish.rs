@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 
 use crate::config::Config;
@@ -20,7 +20,7 @@ use crate::operations::{AmqpPublish, Answer, Request, Response, Wire, read_line}
 use crate::output::{self, GOOD};
 
 use super::access::Access;
-use super::{Error, print_json};
+use super::{Error, print_json, progress};
 
 /// Messages and bytes that wait for the broker's confirms together.
 const BLOCK_MESSAGES: usize = 1000;
@@ -274,13 +274,6 @@ impl Way {
             connection.close().await;
         }
     }
-}
-
-/// Shown on a terminal only.
-fn progress(total: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} {per_sec} {eta}")
-        .expect("the template is a constant");
-    ProgressBar::new(total).with_style(style)
 }
 
 #[cfg(test)]

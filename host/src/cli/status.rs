@@ -38,7 +38,7 @@ fn render(status: &Status) -> String {
     let mut text = String::new();
     let mut table = Table::new(&[
         "CONSUMER",
-        "UP",
+        "STATE",
         "QUEUE",
         "READY",
         "COMMITTED",
@@ -50,10 +50,9 @@ fn render(status: &Status) -> String {
     for consumer in &status.consumers {
         let known = |number: Option<u64>| number.map_or("?".to_owned(), thousands);
         let fate = |name: &str| thousands(consumer.ledger.get(name).copied().unwrap_or_default());
-        let up = match consumer.up {
-            Some(true) => "yes",
-            Some(false) => "no",
-            None => "?",
+        let state = match (consumer.state.as_str(), consumer.up) {
+            ("running", Some(false)) => "not subscribed",
+            (state, _) => state,
         };
         let plugin = match &consumer.plugin {
             Some(digest) => digest.chars().take(DIGEST_DIGITS).collect(),
@@ -61,7 +60,7 @@ fn render(status: &Status) -> String {
         };
         table.row([
             consumer.name.clone(),
-            up.to_owned(),
+            state.to_owned(),
             consumer.queue.clone(),
             known(consumer.ready),
             fate("committed"),
@@ -72,6 +71,17 @@ fn render(status: &Status) -> String {
         ]);
     }
     text.push_str(&table.render());
+    for consumer in &status.consumers {
+        if let Some(reason) = &consumer.reason {
+            let _ = writeln!(
+                text,
+                "{STRONG}{}{STRONG:#} {WARNING}{}{WARNING:#} {}",
+                consumer.name,
+                consumer.state,
+                output::clean(reason)
+            );
+        }
+    }
     for consumer in &status.consumers {
         for (status, codes) in &consumer.waiting {
             let codes = codes

@@ -26,6 +26,18 @@ fn bad_usage_is_64_and_help_is_0() {
         "hapax parked discard 3f2a --all",
         "hapax parked replay 3f2a --code trap",
         "hapax parked list --limit many",
+        "hapax parked list --since yesterday",
+        "hapax parked discard --until 2026-01-01 --older-than 7d",
+        "hapax parked list --key-format hex",
+        "hapax outbox retry",
+        "hapax outbox retry 7 --all",
+        "hapax outbox show first",
+        "hapax ledger forget k",
+        "hapax ledger forget --why mistake",
+        "hapax ledger list --fate lost",
+        "hapax consumers pause",
+        "hapax consumers pause points --all",
+        "hapax consumers rekey",
         "hapax migrate --print --status",
     ] {
         assert_eq!(code(line), 64, "{line}");
@@ -40,6 +52,11 @@ fn the_configuration_can_be_named_before_and_after_the_command() {
     for line in [
         "hapax --config a.toml status",
         "hapax parked list --config a.toml --json",
+        "hapax parked discard --code trap --older-than 7d --yes --config a.toml",
+        "hapax outbox retry 7 8 --config a.toml",
+        "hapax ledger forget 0xff00 --why mistake --config a.toml",
+        "hapax ledger import --format csv --field id --config a.toml keys.csv",
+        "hapax consumers resume --all --config a.toml",
     ] {
         let arguments = read(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         assert_eq!(arguments.config, Some(PathBuf::from("a.toml")), "{line}");

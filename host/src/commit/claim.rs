@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::failure::code;
 use crate::key::{FINGERPRINT_BYTES, Identity};
 use crate::ledger::{Judgement, judge};
-use crate::store::{Claim, ClaimRule, Fate, Session, StoreError};
+use crate::store::{Claim, ClaimRule, Entry, Fate, Session, StoreError};
 
-use super::{Hold, Item, Pass, Plan, reused};
+use super::verdicts::{duplicate, reused};
+use super::{Hold, Item, Pass, Plan};
 
 /// What `open` learned of an item.
 enum Opened {
@@ -60,6 +62,7 @@ impl Pass<'_> {
     /// Reads what is needed to know an item's key.
     async fn open(&self, session: &mut dyn Session, item: &mut Item) -> Result<Opened, ClaimError> {
         let mut attempts = 0;
+        item.kept = false;
         if let Hold::Row(id) = &item.hold {
             let Some(row) = session.waiting_lock(self.consumer.id, id).await? else {
                 return Ok(Opened::Decided(Plan::Gone));
@@ -68,8 +71,10 @@ impl Pass<'_> {
             item.message = Arc::new(row.message);
             item.identity = self.consumer.rules.identify(&item.message);
             if let Some(key) = row.key {
+                // The row remembers its key and its place, so that a change of the consumer's rules cannot
+                // give a waiting message others.
                 return self
-                    .take_waiting(session, item, key, row.fingerprint, attempts)
+                    .take_waiting(session, item, key, row.fingerprint, row.partition, attempts)
                     .await;
             }
         }
@@ -83,16 +88,31 @@ impl Pass<'_> {
         })
     }
 
-    /// Takes a key over from the row that made it wait. The row remembers the key, so that a change of
-    /// the consumer's rules cannot give a waiting message another one.
+    /// Takes a key over from the row that made it wait.
     async fn take_waiting(
         &self,
         session: &mut dyn Session,
         item: &mut Item,
         key: Vec<u8>,
         fingerprint: Vec<u8>,
+        partition: i64,
         attempts: i32,
     ) -> Result<Opened, ClaimError> {
+        // A row whose fingerprint was made unknown has the one of its message by the present rule.
+        let mut kept = item
+            .identity
+            .as_ref()
+            .map(|identity| identity.fingerprint)
+            .unwrap_or([0; FINGERPRINT_BYTES]);
+        if fingerprint.len() == kept.len() {
+            kept.copy_from_slice(&fingerprint);
+        }
+        item.identity = Ok(Identity {
+            key: key.clone(),
+            partition,
+            fingerprint: kept,
+        });
+        item.kept = true;
         let claim = Claim {
             key: &key,
             fingerprint: &fingerprint,
@@ -100,19 +120,6 @@ impl Pass<'_> {
             timestamp_seconds: item.message.timestamp_seconds(),
         };
         if session.take(self.rule(), claim, Fate::Waiting).await? {
-            let partition = item
-                .identity
-                .as_ref()
-                .map(|identity| identity.partition)
-                .unwrap_or_default();
-            let mut kept = [0; FINGERPRINT_BYTES];
-            let length = kept.len().min(fingerprint.len());
-            kept[..length].copy_from_slice(&fingerprint[..length]);
-            item.identity = Ok(Identity {
-                key: key.clone(),
-                partition,
-                fingerprint: kept,
-            });
             return Ok(Opened::Decided(begin(item, attempts)));
         }
         let entry = session
@@ -190,8 +197,13 @@ impl Pass<'_> {
             let Ok(identity) = &item.identity else {
                 continue;
             };
-            plans[index] = match judge(&entry, &identity.fingerprint) {
-                Judgement::Duplicate(fate) => Plan::Duplicate(fate),
+            let judged = judge(&entry, &identity.fingerprint);
+            if !matches!(judged, Judgement::TakeOver) {
+                // What came before the batch judges its followers too, not the one that stands before them.
+                self.judge_followers(&entry, items, plans, index);
+            }
+            plans[index] = match judged {
+                Judgement::Duplicate(fate) => self.duplicate(item, key, fate),
                 Judgement::Reused(fate) => Plan::Park(reused(key, fate)),
                 Judgement::TakeOver => {
                     let claim = claim_of(item, identity, entry.attempts);
@@ -204,6 +216,29 @@ impl Pass<'_> {
             };
         }
         Ok(owned)
+    }
+
+    /// Judges the items of the batch that carry the same key as `first`, each by its own fingerprint.
+    fn judge_followers(&self, entry: &Entry, items: &[Item], plans: &mut [Plan], first: usize) {
+        for (item, plan) in items.iter().zip(plans) {
+            let (Plan::Follow(earlier), Ok(identity)) = (&*plan, &item.identity) else {
+                continue;
+            };
+            if *earlier == first {
+                *plan = match judge(entry, &identity.fingerprint) {
+                    Judgement::Reused(fate) => Plan::Park(reused(&identity.key, fate)),
+                    Judgement::Duplicate(fate) => self.duplicate(item, &identity.key, fate),
+                    Judgement::TakeOver => continue,
+                };
+            }
+        }
+    }
+
+    fn duplicate(&self, item: &Item, key: &[u8], fate: Fate) -> Plan {
+        if self.parks_duplicate(item) {
+            return Plan::Park(duplicate(key, fate));
+        }
+        Plan::Duplicate(fate)
     }
 
     /// The keys that `open` has taken already.
@@ -232,12 +267,12 @@ impl Pass<'_> {
     }
 }
 
-/// An item whose key is claimed: it runs, unless it has failed before.
+/// An item whose key is claimed: it runs, unless it has failed before. What came too late was no attempt.
 fn begin(item: &Item, attempts: i32) -> Plan {
     match &item.preset {
         Some(failure) => Plan::Fail {
             failure: failure.clone(),
-            attempts,
+            attempts: attempts + i32::from(failure.code != code::TOO_LATE),
         },
         None => Plan::Run { attempts },
     }

@@ -13,6 +13,8 @@ pub enum Setback {
     Split(StoreError),
     /// The same batch again: a key was in flight elsewhere, or a message got its preset failure.
     Again,
+    /// A partition holds as many messages as it may.
+    Full,
     /// Another transaction holds the only key of this batch.
     Busy(StoreError),
     /// The world has failed: later, with a new session.

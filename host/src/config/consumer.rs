@@ -15,8 +15,8 @@ use super::rule::{Fingerprint, Invalid, KeySource, Pointer};
 use super::units::{DURATION_FORMS, show_duration};
 use super::value::Value;
 use super::{
-    Binding, Consumer, Declare, Grant, Idempotency, Limits, QueueKind, Random, Retention, Retry,
-    Target, Unroutable,
+    Binding, Brake, Consumer, Declare, Grant, Idempotency, Limits, OnDuplicate, Order, QueueKind,
+    Random, Retention, Retry, Target, Unroutable,
 };
 
 const KIB: u64 = 1024;
@@ -84,10 +84,20 @@ pub(super) fn read(
         Ok(entry.value.resolve()?.text()?.to_owned())
     });
     let declare = table.optional("declare", |queue| declare(&queue, neighbours.embedded));
-    let order = only(&mut table, "order", "lane", &["strict"]);
-    let on_duplicate = only(&mut table, "on-duplicate", "ack", &["reply", "park"]);
-    table.later("park");
-    table.later("brake");
+    let order = order(&mut table, idempotency);
+    let on_duplicate = table.or("on-duplicate", OnDuplicate::Ack, |duplicate| {
+        duplicate.choice(&[
+            ("ack", OnDuplicate::Ack),
+            ("reply", OnDuplicate::Reply),
+            ("park", OnDuplicate::Park),
+        ])
+    });
+    let park = table.optional("park", |park| {
+        target_table(park.table()?, neighbours.embedded)
+    });
+    let brake = table.or("brake", Some(Brake::default()), |brake| {
+        brake_or_off(&brake)
+    });
 
     if let Ok(name) = &name {
         let why = "the name is the scope of a consumer's keys in the ledger";
@@ -98,8 +108,6 @@ pub(super) fn read(
         unique(&table, "queue", queue, &mut neighbours.queues, why);
     }
     table.finish();
-    order?;
-    on_duplicate?;
     let key = key?;
     Ok(Consumer {
         name: name?,
@@ -121,6 +129,10 @@ pub(super) fn read(
         retry: retry?,
         random: random?,
         idempotency: idempotency?,
+        order: order?,
+        on_duplicate: on_duplicate?,
+        park: park?,
+        brake: brake?,
         config: config?,
         declare: declare?,
     })
@@ -147,23 +159,73 @@ fn unique(
     }
 }
 
-/// A field that has one value in this version.
-fn only(
+/// Order needs keys: what is held is held under its key.
+fn order(
     table: &mut Table<'_>,
-    field: &'static str,
-    now: &str,
-    later: &[&str],
-) -> Result<(), Reported> {
-    table.or(field, (), |word| {
-        word.parse(|text| {
-            let help = format!("this version knows only `{now}`, which is the default");
-            match text {
-                _ if text == now => Ok(()),
-                _ if later.contains(&text) => Err(Invalid::new("comes with a later version", help)),
-                _ => Err(Invalid::new("not a known word", help)),
+    idempotency: Result<Idempotency, Reported>,
+) -> Result<Order, Reported> {
+    let strict = table.or("order", false, |order| {
+        order.choice(&[("lane", false), ("strict", true)])
+    });
+    let max_held = table.or("max-held", 1000, |max| max.integer(1..=100_000));
+    let (strict, max_held) = (strict?, max_held?);
+    if !strict {
+        return match table.written(&["max-held"]) {
+            None => Ok(Order::Lane),
+            Some(_) => {
+                let title = "`max-held` is only for `order = \"strict\"`";
+                let problem = table.problem_at(&["max-held"], title);
+                Err(table
+                    .reader
+                    .report(problem.label("nothing is held").help("remove it")))
             }
-        })
-    })
+        };
+    }
+    if matches!(idempotency, Ok(Idempotency::Off)) {
+        let problem = table.problem_at(&["order"], "`order = \"strict\"` needs keys");
+        return Err(table.reader.report(
+            problem
+                .label("without a key nothing can be held and found again")
+                .help("remove `idempotency = \"off\"`"),
+        ));
+    }
+    Ok(Order::Strict { max_held })
+}
+
+/// The brake's settings, or the word `off`.
+fn brake_or_off(value: &Value<'_>) -> Result<Option<Brake>, Reported> {
+    if !value.is_table() {
+        return value.parse(|text| match text {
+            "off" => Ok(None),
+            _ => Err(Invalid::new(
+                "not a brake",
+                "write `{ parks = 100, probe = \"10s\", max-probe = \"5m\" }` or `off`",
+            )),
+        });
+    }
+    let default = Brake::default();
+    let mut table = value.table()?;
+    let parks = table.or("parks", default.parks, |parks| parks.integer(1..=1_000_000));
+    let probe = table.or("probe", default.probe, |probe| probe.duration(MS..=HOUR));
+    let max_probe = table.or("max-probe", default.max_probe, |max| {
+        max.duration(MS..=HOUR)
+    });
+    if let (Ok(probe), Ok(max_probe)) = (&probe, &max_probe)
+        && probe > max_probe
+    {
+        let title = "`consumer.brake.probe` is longer than `max-probe`";
+        let problem = table.problem_at(&["probe"], title);
+        let label = format!("`max-probe` is {}", show_duration(*max_probe));
+        table
+            .reader
+            .report(problem.label(label).help("raise `max-probe`"));
+    }
+    table.finish();
+    Ok(Some(Brake {
+        parks: parks?,
+        probe: probe?,
+        max_probe: max_probe?,
+    }))
 }
 
 fn key(
@@ -275,11 +337,22 @@ fn grant(mut table: Table<'_>) -> Result<Grant, Reported> {
 }
 
 fn target(entry: Entry<'_>, embedded: bool) -> Result<Target, Reported> {
-    let reader = entry.value.reader;
     let named = short_string(entry.name).map_err(|invalid| {
-        reader.report(Problem::new(entry.at, "the name of a target is not valid").invalid(invalid))
+        entry
+            .value
+            .reader
+            .report(Problem::new(entry.at, "the name of a target is not valid").invalid(invalid))
     });
-    let mut table = entry.value.table()?;
+    let target = entry
+        .value
+        .table()
+        .and_then(|table| target_table(table, embedded));
+    named?;
+    target
+}
+
+/// A place to publish to.
+fn target_table(mut table: Table<'_>, embedded: bool) -> Result<Target, Reported> {
     let exchange = table.or("exchange", String::new(), |name| name.parse(short_string));
     let routing_key = table.or("routing-key", String::new(), |key| key.parse(short_string));
     let persistent = table.or("persistent", true, |persistent| persistent.boolean());
@@ -290,7 +363,7 @@ fn target(entry: Entry<'_>, embedded: bool) -> Result<Target, Reported> {
         if embedded && !exchange.is_empty() {
             let problem = table.problem_at(&["exchange"], "the embedded broker has no exchanges");
             let help = "write `exchange = \"\"` and the queue's name as `routing-key`, or set `broker.url` to your RabbitMQ";
-            reader.report(
+            table.reader.report(
                 problem
                     .label("only the default exchange, `\"\"`, exists")
                     .help(help),
@@ -299,7 +372,7 @@ fn target(entry: Entry<'_>, embedded: bool) -> Result<Target, Reported> {
         if exchange.is_empty() && routing_key.is_empty() {
             let problem = table.problem_at(&[], "the target leads nowhere");
             let help = "name an `exchange`, or a queue as `routing-key` of the default exchange";
-            reader.report(
+            table.reader.report(
                 problem
                     .label("neither `exchange` nor `routing-key`")
                     .help(help),
@@ -307,7 +380,6 @@ fn target(entry: Entry<'_>, embedded: bool) -> Result<Target, Reported> {
         }
     }
     table.finish();
-    named?;
     Ok(Target {
         exchange: exchange?,
         routing_key: routing_key?,

@@ -153,15 +153,6 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A field of a later version. It is known, so it is not called a mistake in spelling.
-    pub(super) fn later(&mut self, name: &'static str) {
-        if let Some(value) = self.raw(name) {
-            let problem = value.problem(format!("`{}` is not in this version", value.name));
-            self.reader
-                .report(problem.help("remove it: it comes with a later version"));
-        }
-    }
-
     /// Reports the fields that nobody asked for.
     pub(super) fn finish(self) {
         for key in self.fields.into_iter().flat_map(DeTable::keys) {

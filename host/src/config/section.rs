@@ -97,8 +97,19 @@ pub(super) fn broker(mut table: Table<'_>) -> Result<Broker, Reported> {
     let connect_timeout = table.or("connect-timeout", seconds(10), |timeout| {
         timeout.duration(TIMEOUTS)
     });
+    let consumer_timeout = table.or(
+        "consumer-timeout",
+        Some(seconds(1800)),
+        |timeout| match timeout.as_text() {
+            Some("off") => Ok(None),
+            _ => timeout
+                .duration(seconds(1)..=seconds(30 * 86_400))
+                .map(Some),
+        },
+    );
     table.finish();
     Ok(Broker {
+        consumer_timeout: consumer_timeout?,
         kind: kind?,
         heartbeat: heartbeat?,
         connect_timeout: connect_timeout?,

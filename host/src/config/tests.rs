@@ -93,6 +93,9 @@ fn an_empty_file_is_a_host_on_sqlite_with_the_embedded_broker() {
                 kind: Embedded,
                 heartbeat: 20s,
                 connect_timeout: 10s,
+                consumer_timeout: Some(
+                    1800s,
+                ),
             },
             health: Some(
                 127.0.0.1:9471,
@@ -167,6 +170,16 @@ fn a_consumer_needs_four_fields_and_has_defaults_for_the_rest() {
                 },
                 random: Seeded,
                 idempotency: On,
+                order: Lane,
+                on_duplicate: Ack,
+                park: None,
+                brake: Some(
+                    Brake {
+                        parks: 100,
+                        probe: 10s,
+                        max_probe: 300s,
+                    },
+                ),
                 config: {},
                 declare: None,
             },

@@ -77,6 +77,47 @@ impl IdSeed {
     }
 }
 
+/// An answer as the ledger keeps it for duplicates of its message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredReply {
+    pub content_type: Option<String>,
+    pub body: Bytes,
+}
+
+impl StoredReply {
+    /// The answer in an outbox row that [`Composer::reply`] made.
+    pub fn of(row: &OutboxRow) -> Self {
+        Self {
+            content_type: row.message.property("content-type"),
+            body: row.message.body.clone(),
+        }
+    }
+
+    /// The length of the content type in one byte (AMQP allows 255), the content type, the body.
+    pub fn encode(&self) -> Vec<u8> {
+        let kind = self.content_type.as_deref().unwrap_or_default().as_bytes();
+        let kind = &kind[..kind.len().min(MAX_NAME_BYTES)];
+        let length = u8::try_from(kind.len()).expect("it was cut to what a byte can count");
+        let mut stored = Vec::with_capacity(1 + kind.len() + self.body.len());
+        stored.push(length);
+        stored.extend_from_slice(kind);
+        stored.extend_from_slice(&self.body);
+        stored
+    }
+
+    /// The inverse of [`StoredReply::encode`]; `None` for what it never wrote.
+    pub fn decode(stored: Vec<u8>) -> Option<Self> {
+        let stored = Bytes::from(stored);
+        let length = usize::from(*stored.first()?);
+        let kind = stored.get(1..=length)?;
+        let kind = std::str::from_utf8(kind).ok()?;
+        Some(Self {
+            content_type: (!kind.is_empty()).then(|| kind.to_owned()),
+            body: stored.slice(1 + length..),
+        })
+    }
+}
+
 /// Composes the outbox rows of one consumer.
 #[derive(Debug, Clone)]
 pub struct Composer {
@@ -144,7 +185,9 @@ impl Composer {
         })
     }
 
-    /// The row of the answer to the message's `reply-to`. The asker may be gone: it may be dropped.
+    /// The row of the answer to the message's `reply-to`. The asker may be gone: it may be dropped. Its id
+    /// is the same whenever the same asker gets an answer about the same key, and another one for another
+    /// asker.
     pub fn reply(
         &self,
         origin: Origin<'_>,
@@ -159,10 +202,15 @@ impl Composer {
         else {
             return Err(PublishError::NoReplyTo);
         };
+        let correlation = asked.correlation_id().as_ref();
+        let kind = format!(
+            "reply\0{reply_to}\0{}",
+            correlation.map_or("", |id| id.as_str())
+        );
         let mut properties = self
-            .properties(origin, "reply", 0, content_type, FieldTable::default())?
+            .properties(origin, &kind, 0, content_type, FieldTable::default())?
             .with_delivery_mode(2);
-        if let Some(correlation) = asked.correlation_id() {
+        if let Some(correlation) = correlation {
             properties = properties.with_correlation_id(correlation.clone());
         }
         let message = Message {
@@ -236,4 +284,33 @@ fn bounded(properties: BasicProperties) -> Result<BasicProperties, PublishError>
         )));
     }
     Ok(properties)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_reply_is_read_as_it_was_written() {
+        for content_type in [
+            None,
+            Some("application/json".to_owned()),
+            Some("x".repeat(255)),
+        ] {
+            for body in [&b""[..], b"{}", &[0, 255, 10]] {
+                let reply = StoredReply {
+                    content_type: content_type.clone(),
+                    body: Bytes::copy_from_slice(body),
+                };
+                assert_eq!(StoredReply::decode(reply.encode()), Some(reply));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_stored_reply_is_not_taken_for_one() {
+        for stored in [&b""[..], &[5, b'a'], &[1, 0xff]] {
+            assert_eq!(StoredReply::decode(stored.to_vec()), None);
+        }
+    }
 }

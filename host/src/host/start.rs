@@ -3,24 +3,26 @@
 use std::sync::Arc;
 
 use lapin::types::ShortString;
-use tokio::sync::watch;
 
 use crate::amqp::{Address, ConnectError};
-use crate::config::{self, BrokerKind, Config, StoreKind};
+use crate::config::{self, BrokerKind, Config, Order, Retention, StoreKind};
 use crate::consumer::{Consumer, Parts as ConsumerParts};
 use crate::effects::outbox::Composer;
 use crate::effects::sql::rules::{BadGrant, Grants, Rules};
+use crate::failpoint::{self, Point};
 use crate::failure::Class;
 use crate::metrics::Metrics;
 use crate::relay::{AmqpPublisher, EmbeddedPublisher, Publisher};
 use crate::sandbox::{
     Environment, LoadError, Plugin, Sandbox, SandboxError, SandboxOptions, Seeds,
 };
-use crate::source::amqp::{QueueError, prepare};
+use crate::source::amqp::{Arguments, QueueError, prepare};
 use crate::store::{
-    ConsumerRow, Dialect, HostId, SessionOptions, Store, StoreError, postgres::PostgresStore,
-    sqlite::SqliteStore,
+    ConsumerRow, Dialect, HostId, Session, SessionOptions, Store, StoreError,
+    postgres::PostgresStore, sqlite::SqliteStore,
 };
+
+use super::watch;
 
 /// SQL texts that a consumer's rules remember.
 const CACHED_STATEMENTS: usize = 1024;
@@ -38,7 +40,8 @@ pub enum StartError {
     Connections { lanes: usize, max: u32 },
     #[error(
         "the consumer {consumer} was run with {what} {stored}, and the configuration says {configured}: \
-         changing it would apply messages again; restore it, or give the consumer another name"
+         changing it would apply messages again; restore it, or change what is remembered with \
+         `hapax consumers rekey {consumer}` after its queue is drained"
     )]
     Rules {
         consumer: String,
@@ -98,6 +101,8 @@ pub struct Parts<'c> {
     /// `None` for the embedded broker.
     pub broker: Option<Address>,
     pub consumers: Vec<(Arc<Consumer>, &'c config::Consumer)>,
+    /// Holds the marks of the consumers.
+    pub session: Box<dyn Session>,
 }
 
 /// Opens the store that the configuration names. Does not look at its tables.
@@ -157,7 +162,10 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
     for warning in store.warnings().await.map_err(failed)? {
         tracing::warn!("{warning}");
     }
-    let mut session = store.session("hapax start").await.map_err(failed)?;
+    for warning in warnings(config) {
+        tracing::warn!("{warning}");
+    }
+    let mut session = store.session("hapax watch").await.map_err(failed)?;
     let secret = session.secret().await.map_err(failed)?;
     let plugins = load_plugins(config, lanes).await?;
     let broker = broker_address(config);
@@ -167,6 +175,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
     let mut consumers = Vec::with_capacity(config.consumers.len());
     for (settings, plugin) in config.consumers.iter().zip(plugins) {
         let row = register(config, settings, &mut *session).await?;
+        failpoint::pass(Point::AfterRegister);
         let digest = hex::encode(&plugin.digest()[..8]);
         tracing::info!(
             consumer = %settings.name, queue = %settings.queue, plugin = %settings.plugin.display(),
@@ -174,7 +183,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
         );
         let environment = environment(settings, &row, &secret, &*store)?;
         // The sender lives as long as the process: there is no other version to come from it.
-        let (_, plugin) = watch::channel(plugin);
+        let (_, plugin) = tokio::sync::watch::channel(plugin);
         let parts = ConsumerParts {
             id: row.id,
             host,
@@ -184,6 +193,13 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
             plugin,
         };
         consumers.push((Arc::new(Consumer::new(settings, parts)), settings));
+    }
+    // Before anything subscribes: a pause outlives the hosts that it stopped.
+    for row in session.upkeep().consumers().await.map_err(failed)? {
+        let paused = consumers.iter().find(|(consumer, _)| consumer.id == row.id);
+        if let (Some((consumer, _)), Some(pause)) = (paused, &row.pause) {
+            consumer.pause(&watch::reason(&pause.by, &pause.why));
+        }
     }
     let publisher: Box<dyn Publisher> = match &broker {
         Some(address) => Box::new(AmqpPublisher::new(address.clone())),
@@ -195,7 +211,38 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
         publisher,
         broker,
         consumers,
+        session,
     })
+}
+
+/// Settings that contradict each other in the long run, as sentences for the operator.
+pub fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for consumer in &config.consumers {
+        let name = &consumer.name;
+        let retry = &consumer.retry;
+        let chain = retry.max_delay * (retry.max_attempts - 1);
+        if let Retention::For(retention) = consumer.retention
+            && retention < chain
+        {
+            warnings.push(format!(
+                "consumer {name}: retention is {retention:?}, and a message can be retried for {chain:?}: copies \
+                 that a producer sends in that time may come after the key is forgotten; raise retention, or \
+                 lower retry.max-delay"
+            ));
+        }
+        if let (BrokerKind::Amqp { .. }, Some(timeout)) =
+            (&config.broker.kind, config.broker.consumer_timeout)
+            && consumer.limits.wall > timeout / 2
+        {
+            warnings.push(format!(
+                "consumer {name}: one message may take {:?} (limits.wall), and the broker takes deliveries back \
+                 after {timeout:?} (broker.consumer-timeout): raise the one or lower the other",
+                consumer.limits.wall
+            ));
+        }
+    }
+    warnings
 }
 
 async fn prepare_schema(config: &Config, store: &dyn Store) -> Result<(), StartError> {
@@ -258,7 +305,7 @@ async fn load_plugins(config: &Config, lanes: usize) -> Result<Vec<Arc<Plugin>>,
 async fn check_queues(
     config: &Config,
     broker: Option<&Address>,
-    session: &mut dyn crate::store::Session,
+    session: &mut dyn Session,
 ) -> Result<(), StartError> {
     let Some(address) = broker else {
         let Some(queues) = session.queues() else {
@@ -268,7 +315,13 @@ async fn check_queues(
             .consumers
             .iter()
             .flat_map(|consumer| consumer.targets.values());
-        let targets = targets.map(|target| target.routing_key.as_str());
+        let parks = config
+            .consumers
+            .iter()
+            .filter_map(|consumer| consumer.park.as_ref());
+        let targets = targets
+            .chain(parks)
+            .map(|target| target.routing_key.as_str());
         let sources = config
             .consumers
             .iter()
@@ -282,39 +335,52 @@ async fn check_queues(
         return Ok(());
     };
     let connection = address.connect("hapax start").await?;
-    let mut channels = Vec::with_capacity(config.consumers.len());
     for settings in &config.consumers {
         let failed = |error| StartError::Queue {
             consumer: settings.name.clone(),
             error,
         };
-        // A missing queue closes its channel: each consumer gets one of its own.
-        let channel = connection.create_channel().await.map_err(|error| {
-            failed(QueueError::Refused {
-                queue: settings.queue.clone(),
-                error: Box::new(error),
-            })
-        })?;
-        prepare(&channel, &settings.queue, settings.declare.as_ref())
-            .await
-            .map_err(failed)?;
-        channels.push(channel);
+        check_queue(&connection, settings).await.map_err(failed)?;
     }
-    // They close with the connection: closing them one by one races with it.
     let _ = connection.close(200, ShortString::from("OK")).await;
-    drop(channels);
     Ok(())
+}
+
+/// Makes sure that a queue is there and can keep the consumer's promises; warns of what would break them.
+async fn check_queue(
+    connection: &lapin::Connection,
+    settings: &config::Consumer,
+) -> Result<(), QueueError> {
+    let queue = &settings.queue;
+    let strict = matches!(settings.order, Order::Strict { .. });
+    prepare(connection, queue, settings.declare.as_ref(), strict).await?;
+    match Arguments::of(connection, queue).await? {
+        Some(arguments) => {
+            if strict && !arguments.is_single_active() {
+                return Err(QueueError::NotSingleActive(queue.clone()));
+            }
+            let starts = crate::consumer::max_starts(&settings.retry);
+            for warning in arguments.warnings(queue, starts) {
+                tracing::warn!(consumer = %settings.name, "{warning}");
+            }
+            Ok(())
+        }
+        None if strict => Err(QueueError::Unseen(queue.clone())),
+        None => {
+            tracing::debug!(consumer = %settings.name, %queue, "The queue's arguments cannot be seen");
+            Ok(())
+        }
+    }
 }
 
 /// The consumer's row, if it was made by the same rules. Other rules would give old messages new keys.
 async fn register(
     config: &Config,
     settings: &config::Consumer,
-    session: &mut dyn crate::store::Session,
+    session: &mut dyn Session,
 ) -> Result<ConsumerRow, StartError> {
     let (key_rule, fingerprint_rule) = crate::consumer::rule_texts(settings);
-    let row = session
-        .consumer(&settings.name, &key_rule, &fingerprint_rule)
+    let row = watch::mark(session, &settings.name, &key_rule, &fingerprint_rule)
         .await
         .map_err(|error| store_error(config, error))?;
     let rules = [
@@ -335,6 +401,12 @@ async fn register(
                 configured,
             });
         }
+    }
+    if let Retention::For(retention) = settings.retention {
+        session
+            .note_retention(row.id, retention)
+            .await
+            .map_err(|error| store_error(config, error))?;
     }
     Ok(row)
 }
@@ -359,7 +431,7 @@ fn environment(
         idempotency: settings.idempotency,
         seeds: Seeds::new(secret, &settings.name),
         dialect,
-        generation: row.generation,
+        generation: row.generation.into(),
     })
 }
 

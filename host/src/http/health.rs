@@ -53,10 +53,15 @@ impl Readiness {
         let not_ready = self.consumers.iter().filter_map(|consumer| {
             let reason = match broken.get(&consumer.name) {
                 Some(reason) => format!("stopped: {reason}"),
-                None if consumer.metrics.up.get() == 0 => {
-                    format!("not subscribed to the queue {}", consumer.queue)
-                }
-                None => return None,
+                // What an operator has asked for is no reason to be taken for ill.
+                None if consumer.paused().is_some() => return None,
+                None => match consumer.gate.reason() {
+                    Some(reason) => reason,
+                    None if consumer.metrics.up.get() == 0 => {
+                        format!("not subscribed to the queue {}", consumer.queue)
+                    }
+                    None => return None,
+                },
             };
             Some(Reason {
                 consumer: Some(consumer.name.clone()),

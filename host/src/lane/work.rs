@@ -43,6 +43,7 @@ impl Work {
             redelivered,
             hold: Hold::Nothing,
             preset: None,
+            kept: false,
             received: Instant::now(),
         };
         Self {
@@ -66,6 +67,7 @@ impl Work {
             redelivered: false,
             hold,
             preset: None,
+            kept: false,
             received: Instant::now(),
         };
         Self {

@@ -1,26 +1,26 @@
 //! The rows of `hapax_waiting` as an operator handles them.
 //!
 //! A row is named by the beginning of its id. Nothing is changed unless every name is understood, and only
-//! parked rows are changed: a row that waits for its retry is the host's.
+//! parked rows are changed: a row that waits for its retry is the host's. Bulk changes go step by step, the
+//! newest failure first, and meet each row once.
 
-use std::collections::HashSet;
+mod edit;
+mod ids;
 
-use chrono::{DateTime, SecondsFormat};
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Session, Status, WaitingFilter, WaitingRecord};
+use crate::failpoint::{self, Point};
+use crate::ledger::{Judgement, judge};
+use crate::store::{Fate, Session, Status, WaitingFilter, WaitingRecord};
 
 use super::wire::Wire;
-use super::{OperationError, Operations};
+use super::{OperationError, Operations, When, fate_name, key_bytes, time};
 
-/// Digits below which a name would mean too many rows.
-const MIN_ID_DIGITS: usize = 4;
-
-/// Rows that an ambiguous name is looked at for.
-const AMBIGUOUS_ROWS: u32 = 64;
+pub use edit::Edit;
+pub use ids::unique_digits;
 
 /// Rows in one step of a bulk operation.
-const STEP_ROWS: usize = 200;
+const STEP_ROWS: u32 = 200;
 
 /// Which rows to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct Filter {
     pub status: Option<String>,
     pub code: Option<String>,
     pub key_hex: Option<String>,
+    /// Failed last in this span; the end is not in it.
+    pub since: Option<When>,
+    pub until: Option<When>,
     pub limit: u32,
 }
 
@@ -78,22 +81,62 @@ pub struct Shown {
 pub enum Selection {
     /// Beginnings of ids.
     Ids(Vec<String>),
-    /// Those of the configuration's consumers.
-    All {
+    /// Those of the configuration's consumers for which everything that is set holds.
+    Matching {
         consumer: Option<String>,
         code: Option<String>,
+        key_hex: Option<String>,
+        since: Option<When>,
+        until: Option<When>,
     },
 }
 
+/// A part of a change: everything for ids, a bounded number of rows for a bulk selection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub selection: Selection,
+    /// Where the last step has ended.
+    pub after: Option<Cursor>,
+}
+
+/// A place in the order in which a bulk change goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    consumer: String,
+    /// The last row: when it failed, and its id. Absent at the beginning of a consumer.
+    row: Option<(i64, String)>,
+}
+
+/// Parked rows by consumer and code.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    pub consumer: String,
+    pub code: String,
+    pub rows: u64,
+}
+
 /// What was done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
     pub changed: u64,
     /// Rows that were not parked any more when their turn came.
     pub gone: u64,
+    /// Rows whose key has a final fate already. They were left alone.
+    pub duplicates: Vec<Duplicate>,
+    /// Where to go on.
+    pub next: Option<Cursor>,
 }
 
-#[derive(Clone, Copy)]
+/// A message that needs no replay: it was dealt with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Duplicate {
+    pub id: String,
+    pub key_hex: String,
+    /// `committed` or `discarded`.
+    pub fate: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
     Replay,
     Discard,
@@ -105,30 +148,26 @@ impl Operations {
         session: &mut dyn Session,
         filter: &Filter,
     ) -> Result<Page, OperationError> {
-        let refused = |text: String| OperationError::Refused(text);
         let status = match &filter.status {
             Some(text) => Some(Status::from_text(text).ok_or_else(|| {
-                refused(format!(
+                OperationError::Refused(format!(
                     "there is no status `{text}`: parked, retry or held"
                 ))
             })?),
             None => None,
         };
-        let key = match &filter.key_hex {
-            Some(digits) => Some(
-                hex::decode(digits)
-                    .map_err(|_| refused(format!("`{digits}` is not hexadecimal")))?,
-            ),
-            None => None,
-        };
+        let now = session.upkeep().clock().await?;
         let mut records = session
             .waiting_list(&WaitingFilter {
                 consumer: filter.consumer.clone(),
                 status,
                 code: filter.code.clone(),
-                key,
-                id_prefix: None,
+                key: filter.key_hex.as_deref().map(key_bytes).transpose()?,
+                since: When::micros(filter.since, now),
+                until: When::micros(filter.until, now),
+                without_bodies: true,
                 limit: filter.limit.saturating_add(1),
+                ..WaitingFilter::default()
             })
             .await?;
         if records.is_empty() {
@@ -148,7 +187,7 @@ impl Operations {
         session: &mut dyn Session,
         id: &str,
     ) -> Result<Shown, OperationError> {
-        let record = find(session, id).await?;
+        let record = ids::find(session, id, true).await?;
         Ok(Shown {
             entry: entry(&record),
             stderr: record.row.stderr.clone(),
@@ -157,255 +196,213 @@ impl Operations {
         })
     }
 
-    pub(super) async fn count(
+    /// What a change would take.
+    pub(super) async fn tally(
         &self,
         session: &mut dyn Session,
         selection: &Selection,
-    ) -> Result<u64, OperationError> {
-        let (consumer, code) = match selection {
-            Selection::Ids(names) => return Ok(parked(session, names).await?.len() as u64),
-            Selection::All { consumer, code } => (consumer, code),
-        };
-        self.known_consumer(consumer.as_deref())?;
-        let mut rows = 0;
-        for configured in &self.config.consumers {
-            if consumer
-                .as_ref()
-                .is_some_and(|wanted| *wanted != configured.name)
-            {
-                continue;
+    ) -> Result<Vec<Tally>, OperationError> {
+        if let Selection::Ids(names) = selection {
+            let mut tallies = Vec::<Tally>::new();
+            for record in ids::parked(session, names).await? {
+                let same = |tally: &&mut Tally| {
+                    tally.consumer == record.consumer && tally.code == record.row.code
+                };
+                match tallies.iter_mut().find(same) {
+                    Some(tally) => tally.rows += 1,
+                    None => tallies.push(Tally {
+                        consumer: record.consumer,
+                        code: record.row.code,
+                        rows: 1,
+                    }),
+                }
             }
-            let id = self.consumer_id(session, configured).await?;
-            rows += session
-                .waiting_counts(id)
-                .await?
-                .into_iter()
-                .filter(|(status, _, _)| *status == Status::Parked)
-                .filter(|(_, row_code, _)| code.as_ref().is_none_or(|wanted| wanted == row_code))
-                .map(|(_, _, rows)| rows)
-                .sum::<u64>();
+            return Ok(tallies);
         }
-        Ok(rows)
+        let mut tallies = Vec::new();
+        for consumer in self.selected(selection)? {
+            let filter = self.filter(session, selection, &consumer).await?;
+            let counted = session.upkeep().waiting_tally(&filter).await?;
+            tallies.extend(counted.into_iter().map(|(consumer, code, rows)| Tally {
+                consumer,
+                code,
+                rows,
+            }));
+        }
+        Ok(tallies)
     }
 
+    /// One step of a change.
     pub(super) async fn change(
         &self,
         session: &mut dyn Session,
-        selection: &Selection,
+        step: &Step,
         change: Change,
     ) -> Result<Changed, OperationError> {
         let mut done = Changed::default();
-        match selection {
-            Selection::Ids(names) => {
-                let ids = parked(session, names).await?;
-                done.add(apply(session, &ids, change).await?, ids.len());
-            }
-            Selection::All { consumer, code } => {
-                self.known_consumer(consumer.as_deref())?;
-                for configured in &self.config.consumers {
-                    if consumer
-                        .as_ref()
-                        .is_none_or(|wanted| *wanted == configured.name)
-                    {
-                        change_all(
-                            session,
-                            &configured.name,
-                            code.as_deref(),
-                            change,
-                            &mut done,
-                        )
-                        .await?;
-                    }
-                }
-            }
+        if let Selection::Ids(names) = &step.selection {
+            let records = ids::parked(session, names).await?;
+            self.apply(session, records, change, &mut done).await?;
+            return Ok(done);
         }
+        let consumers = self.selected(&step.selection)?;
+        let place = match &step.after {
+            Some(cursor) => consumers.iter().position(|name| *name == cursor.consumer),
+            None => Some(0),
+        };
+        let Some(consumer) = place.and_then(|place| consumers.get(place)) else {
+            return Ok(done);
+        };
+        let mut filter = self.filter(session, &step.selection, consumer).await?;
+        filter.limit = STEP_ROWS;
+        filter.after = match step.after.as_ref().and_then(|cursor| cursor.row.as_ref()) {
+            Some((failed_at, id)) => Some((*failed_at, key_bytes(id)?)),
+            None => None,
+        };
+        let records = session.waiting_list(&filter).await?;
+        let last = records
+            .last()
+            .filter(|_| records.len() == STEP_ROWS as usize);
+        done.next = match last {
+            Some(record) => Some(Cursor {
+                consumer: consumer.clone(),
+                row: Some((record.failed_at, hex::encode(&record.row.id))),
+            }),
+            None => consumers
+                .iter()
+                .skip_while(|name| *name != consumer)
+                .nth(1)
+                .map(|next| Cursor {
+                    consumer: next.clone(),
+                    row: None,
+                }),
+        };
+        self.apply(session, records, change, &mut done).await?;
         Ok(done)
     }
 
-    /// A name that is mistyped would mean nothing, silently.
-    fn known_consumer(&self, name: Option<&str>) -> Result<(), OperationError> {
-        let mut names = self
+    /// Changes rows, except that what was dealt with is not replayed.
+    async fn apply(
+        &self,
+        session: &mut dyn Session,
+        records: Vec<WaitingRecord>,
+        change: Change,
+        done: &mut Changed,
+    ) -> Result<(), OperationError> {
+        let mut ids = Vec::with_capacity(records.len());
+        for record in records {
+            let fate = match change {
+                Change::Replay => self.final_fate(session, &record).await?,
+                Change::Discard => None,
+            };
+            match fate {
+                Some((key, fate)) => done.duplicates.push(Duplicate {
+                    id: hex::encode(&record.row.id),
+                    key_hex: hex::encode(key),
+                    fate: fate_name(fate).to_owned(),
+                }),
+                None => ids.push(record.row.id),
+            }
+        }
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let ids = ids.iter().map(Vec::as_slice).collect::<Vec<_>>();
+        let (before, after) = match change {
+            Change::Replay => (Point::BeforeReplay, Point::AfterReplay),
+            Change::Discard => (Point::BeforeDiscard, Point::AfterDiscard),
+        };
+        failpoint::pass(before);
+        let changed = match change {
+            Change::Replay => session.waiting_replay(&ids).await?,
+            Change::Discard => session.waiting_discard(&ids).await?,
+        };
+        failpoint::pass(after);
+        done.changed += changed;
+        done.gone += (ids.len() as u64).saturating_sub(changed);
+        Ok(())
+    }
+
+    /// The key of a row, and its fate where the ledger says that the same message was dealt with. A row that
+    /// was parked without its key is read again by the rules that hold now.
+    async fn final_fate(
+        &self,
+        session: &mut dyn Session,
+        record: &WaitingRecord,
+    ) -> Result<Option<(Vec<u8>, Fate)>, OperationError> {
+        let consumer = self
             .config
             .consumers
             .iter()
-            .map(|consumer| consumer.name.as_str());
-        match name {
-            Some(name) if !names.clone().any(|known| known == name) => {
-                let known = names.by_ref().collect::<Vec<_>>().join(", ");
-                Err(OperationError::Refused(format!(
-                    "there is no consumer `{name}` in {}; there is: {known}",
-                    self.config.path.display()
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Changed {
-    fn add(&mut self, changed: u64, asked: usize) {
-        self.changed += changed;
-        self.gone += (asked as u64).saturating_sub(changed);
-    }
-}
-
-/// All rows of a consumer that are parked now. Those that are parked while it works, again or for the
-/// first time, are left alone: a row is changed once.
-async fn change_all(
-    session: &mut dyn Session,
-    consumer: &str,
-    code: Option<&str>,
-    change: Change,
-    done: &mut Changed,
-) -> Result<(), OperationError> {
-    let mut seen = HashSet::new();
-    let mut newest = None;
-    let mut passed_over = 0;
-    loop {
-        let limit = STEP_ROWS + passed_over;
-        let page = session
-            .waiting_list(&WaitingFilter {
-                consumer: Some(consumer.to_owned()),
-                status: Some(Status::Parked),
-                code: code.map(str::to_owned),
-                limit: u32::try_from(limit).unwrap_or(u32::MAX),
-                ..WaitingFilter::default()
-            })
-            .await?;
-        let Some(first) = page.first() else {
-            return Ok(());
+            .find(|consumer| consumer.name == record.consumer);
+        let Some(consumer) = consumer else {
+            return Ok(None);
         };
-        // The list begins with the newest: what failed after the first look is new.
-        let newest = *newest.get_or_insert(first.failed_at);
-        let fresh = page
-            .iter()
-            .filter(|record| record.failed_at <= newest && seen.insert(record.row.id.clone()))
-            .map(|record| record.row.id.clone())
-            .collect::<Vec<_>>();
-        passed_over = page.len() - fresh.len();
-        done.add(apply(session, &fresh, change).await?, fresh.len());
-        if page.len() < limit {
-            return Ok(());
-        }
-    }
-}
-
-async fn apply(
-    session: &mut dyn Session,
-    ids: &[Vec<u8>],
-    change: Change,
-) -> Result<u64, OperationError> {
-    if ids.is_empty() {
-        return Ok(0);
-    }
-    let ids = ids.iter().map(Vec::as_slice).collect::<Vec<_>>();
-    Ok(match change {
-        Change::Replay => session.waiting_replay(&ids).await?,
-        Change::Discard => session.waiting_discard(&ids).await?,
-    })
-}
-
-/// The ids that the names mean, each of a parked row; else everything that is wrong with the names.
-async fn parked(
-    session: &mut dyn Session,
-    names: &[String],
-) -> Result<Vec<Vec<u8>>, OperationError> {
-    let mut ids = Vec::with_capacity(names.len());
-    let mut problems = Vec::new();
-    for name in names {
-        match find(session, name).await {
-            Ok(record) if record.row.status == Status::Parked => {
-                if !ids.contains(&record.row.id) {
-                    ids.push(record.row.id);
+        let (key, fingerprint) = match &record.row.key {
+            Some(key) => (key.clone(), record.row.fingerprint.clone()),
+            None => {
+                let whole = ids::find(session, &hex::encode(&record.row.id), true).await?;
+                match crate::consumer::key_rules(consumer).identify(&whole.row.message) {
+                    Ok(identity) if !identity.key.is_empty() => {
+                        (identity.key, identity.fingerprint.to_vec())
+                    }
+                    _ => return Ok(None),
                 }
             }
-            Ok(record) => problems.push(format!(
-                "{name} is not parked: its status is `{}`, and the host runs it by itself{}",
-                record.row.status.as_str(),
-                record
-                    .due_at
-                    .map(|due| format!(" (due {})", time(due)))
-                    .unwrap_or_default()
-            )),
-            Err(OperationError::Refused(problem)) => problems.push(problem),
-            Err(error) => return Err(error),
-        }
-    }
-    if problems.is_empty() {
-        Ok(ids)
-    } else {
-        Err(OperationError::Refused(problems.join("\n")))
-    }
-}
-
-/// The one row whose id begins with these digits.
-async fn find(session: &mut dyn Session, name: &str) -> Result<WaitingRecord, OperationError> {
-    let digits = name.to_ascii_lowercase();
-    if digits.len() < MIN_ID_DIGITS || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(OperationError::Refused(format!(
-            "`{}` is not an id: give at least {MIN_ID_DIGITS} of its hexadecimal digits, as \
-             `hapax parked list` shows them",
-            crate::output::clean(name)
-        )));
-    }
-    // A last odd digit is half a byte: the store cannot look for it.
-    let whole = digits.len() / 2 * 2;
-    let prefix = hex::decode(&digits[..whole]).expect("these are pairs of hexadecimal digits");
-    let mut records = session
-        .waiting_list(&WaitingFilter {
-            id_prefix: Some(prefix),
-            limit: AMBIGUOUS_ROWS,
-            ..WaitingFilter::default()
+        };
+        let id = self.consumer_id(session, consumer).await?;
+        let entry = session.entries(id, &[&key]).await?.pop().flatten();
+        Ok(match entry.map(|entry| judge(&entry, &fingerprint)) {
+            Some(Judgement::Duplicate(fate @ (Fate::Committed | Fate::Discarded))) => {
+                Some((key, fate))
+            }
+            _ => None,
         })
-        .await?;
-    records.retain(|record| hex::encode(&record.row.id).starts_with(&digits));
-    if records.len() > 1 {
-        let ids = records
-            .iter()
-            .map(|record| hex::encode(&record.row.id))
-            .collect::<Vec<_>>();
-        let shortest = unique_digits(ids.iter().map(String::as_str)).max(digits.len() + 1);
-        let shown = ids
-            .iter()
-            .take(5)
-            .map(|id| &id[..shortest.min(id.len())])
-            .collect::<Vec<_>>()
-            .join(", ");
-        return Err(OperationError::Refused(format!(
-            "{name} is the beginning of {} ids: {shown}{}",
-            records.len(),
-            if records.len() > 5 { ", …" } else { "" }
-        )));
     }
-    records.pop().ok_or_else(|| {
-        OperationError::Refused(format!(
-            "there is no failed message {name}: it has run, or was discarded; `hapax parked list --all` \
-             shows what there is"
-        ))
-    })
+
+    /// The consumers that a bulk selection means, by name.
+    fn selected(&self, selection: &Selection) -> Result<Vec<String>, OperationError> {
+        let Selection::Matching { consumer, .. } = selection else {
+            return Ok(Vec::new());
+        };
+        self.known_consumer(consumer.as_deref())?;
+        let names = self.config.consumers.iter().map(|known| known.name.clone());
+        Ok(names
+            .filter(|name| consumer.as_ref().is_none_or(|wanted| wanted == name))
+            .collect())
+    }
+
+    async fn filter(
+        &self,
+        session: &mut dyn Session,
+        selection: &Selection,
+        consumer: &str,
+    ) -> Result<WaitingFilter, OperationError> {
+        let mut filter = WaitingFilter {
+            consumer: Some(consumer.to_owned()),
+            status: Some(Status::Parked),
+            without_bodies: true,
+            ..WaitingFilter::default()
+        };
+        if let Selection::Matching {
+            code,
+            key_hex,
+            since,
+            until,
+            ..
+        } = selection
+        {
+            let now = session.upkeep().clock().await?;
+            filter.code.clone_from(code);
+            filter.key = key_hex.as_deref().map(key_bytes).transpose()?;
+            filter.since = When::micros(*since, now);
+            filter.until = When::micros(*until, now);
+        }
+        Ok(filter)
+    }
 }
 
-/// How many digits tell these ids apart; at least eight.
-pub fn unique_digits<'i>(ids: impl Iterator<Item = &'i str>) -> usize {
-    let mut sorted = ids.collect::<Vec<_>>();
-    sorted.sort_unstable();
-    sorted.dedup();
-    let shared = |pair: &[&str]| {
-        pair[0]
-            .bytes()
-            .zip(pair[1].bytes())
-            .take_while(|(a, b)| a == b)
-            .count()
-    };
-    sorted
-        .windows(2)
-        .map(|pair| shared(pair) + 1)
-        .max()
-        .unwrap_or_default()
-        .max(8)
-}
-
-fn entry(record: &WaitingRecord) -> Entry {
+pub(super) fn entry(record: &WaitingRecord) -> Entry {
     let row = &record.row;
     Entry {
         id: hex::encode(&row.id),
@@ -425,12 +422,5 @@ fn entry(record: &WaitingRecord) -> Entry {
         queue: row.queue.clone(),
         plugin: hex::encode(&row.plugin),
         trace_id: row.trace_id.clone(),
-    }
-}
-
-fn time(micros: i64) -> String {
-    match DateTime::from_timestamp_micros(micros) {
-        Some(time) => time.to_rfc3339_opts(SecondsFormat::Millis, true),
-        None => format!("{micros} µs after 1970"),
     }
 }

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::{self, BrokerKind};
-use crate::host::broker_address;
-use crate::store::{Fate, Session};
+use crate::host::{broker_address, pause_reason};
+use crate::store::{ConsumerId, Mark, Session};
 
-use super::{OperationError, Operations};
+use super::{OperationError, Operations, fate_name};
 
 /// What `hapax status` shows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,12 @@ pub struct ConsumerStatus {
     pub ready: Option<u64>,
     /// Whether it takes messages; known to the daemon only.
     pub up: Option<bool>,
+    /// What it does, in a word: `running`, `stopped`, `paused`, …
+    pub state: String,
+    /// Why it takes no messages.
+    pub reason: Option<String>,
+    /// How many hosts have it.
+    pub hosts: u64,
     /// SHA-256 of the component; absent when there is no file.
     pub plugin: Option<String>,
     /// Keys by fate.
@@ -55,20 +61,23 @@ impl Operations {
     pub(super) async fn status(&self, session: &mut dyn Session) -> Result<Status, OperationError> {
         let mut notes = Vec::new();
         let depths = self.depths(session, &mut notes).await?;
+        let pauses = session.upkeep().consumers().await?;
         let mut consumers = Vec::with_capacity(self.config.consumers.len());
         for (consumer, ready) in self.config.consumers.iter().zip(depths) {
             let id = self.consumer_id(session, consumer).await?;
             let live = self.live(&consumer.name);
-            let ledger = session.ledger_counts(id).await?;
-            let mut waiting = BTreeMap::<String, BTreeMap<String, u64>>::new();
-            for (status, code, rows) in session.waiting_counts(id).await? {
-                *waiting
-                    .entry(status.as_str().to_owned())
-                    .or_default()
-                    .entry(code)
-                    .or_default() += rows;
-            }
+            let (ledger, waiting) = counts(session, id).await?;
+            let hosts = session.upkeep().mark_holders(Mark::Rules(id)).await?;
+            let paused = pauses
+                .iter()
+                .find(|row| row.id == id)
+                .and_then(|row| row.pause.as_ref())
+                .map(|pause| pause_reason(&pause.by, &pause.why));
+            let (state, reason) = self.doing(&consumer.name, hosts, paused);
             consumers.push(ConsumerStatus {
+                state: state.to_owned(),
+                reason,
+                hosts,
                 name: consumer.name.clone(),
                 queue: consumer.queue.clone(),
                 ready,
@@ -77,10 +86,7 @@ impl Operations {
                     Some(live) => Some(hex::encode(live.plugin().digest())),
                     None => file_digest(&consumer.plugin),
                 },
-                ledger: ledger
-                    .into_iter()
-                    .map(|(fate, rows)| (fate_name(fate).to_owned(), rows))
-                    .collect(),
+                ledger,
                 waiting,
             });
         }
@@ -156,14 +162,30 @@ impl Operations {
     }
 }
 
-fn fate_name(fate: Fate) -> &'static str {
-    match fate {
-        Fate::Committed => "committed",
-        Fate::Waiting => "waiting",
-        Fate::Parked => "parked",
-        Fate::Discarded => "discarded",
-        Fate::Started => "started",
+/// Keys by fate, and failed messages by status and code.
+type Counts = (
+    BTreeMap<String, u64>,
+    BTreeMap<String, BTreeMap<String, u64>>,
+);
+
+pub(super) async fn counts(
+    session: &mut dyn Session,
+    id: ConsumerId,
+) -> Result<Counts, OperationError> {
+    let ledger = session.ledger_counts(id).await?;
+    let mut waiting = BTreeMap::<String, BTreeMap<String, u64>>::new();
+    for (status, code, rows) in session.waiting_counts(id).await? {
+        *waiting
+            .entry(status.as_str().to_owned())
+            .or_default()
+            .entry(code)
+            .or_default() += rows;
     }
+    let ledger = ledger
+        .into_iter()
+        .map(|(fate, rows)| (fate_name(fate).to_owned(), rows))
+        .collect();
+    Ok((ledger, waiting))
 }
 
 fn file_digest(path: &Path) -> Option<String> {

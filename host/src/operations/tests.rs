@@ -1,3 +1,8 @@
+mod consumers;
+mod edit;
+mod ledger;
+mod outbox;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -140,6 +145,61 @@ impl Place {
         }
     }
 
+    /// All steps of a change: how many rows were changed.
+    async fn change_all(&self, change: fn(Step) -> Request, selection: Selection) -> u64 {
+        let (mut total, mut after) = (0, None);
+        loop {
+            let step = Step {
+                selection: selection.clone(),
+                after,
+            };
+            let changed = self.changed(change(step)).await;
+            total += changed.changed;
+            assert_eq!(changed.gone, 0);
+            after = changed.next;
+            if after.is_none() {
+                return total;
+            }
+        }
+    }
+
+    async fn session(&self) -> Box<dyn Session> {
+        let session = self.operations.store.session("test").await;
+        session.expect("a session")
+    }
+
+    /// A key with a fate and nothing else.
+    async fn settle(&self, key: &[u8], fingerprint: &[u8], fate: Fate) {
+        let mut session = self.session().await;
+        session.begin().await.expect("a transaction");
+        let rule = ClaimRule {
+            consumer: self.consumer,
+            plugin: &[0xab; 8],
+            retention: None,
+        };
+        let claim = Claim {
+            key,
+            fingerprint,
+            attempts: 1,
+            timestamp_seconds: None,
+        };
+        session.claim(rule, &[claim]).await.expect("a claim");
+        let settlement = Settlement {
+            key,
+            fate,
+            attempts: 1,
+        };
+        session
+            .settle(self.consumer, &[settlement])
+            .await
+            .expect("a fate");
+        session
+            .finish(self.consumer, &[key])
+            .await
+            .expect("all claims");
+        session.commit().await.expect("a commit");
+    }
+
     async fn refused(&self, request: Request) -> String {
         match self.ask(request).await {
             Err(OperationError::Refused(text)) => text,
@@ -172,14 +232,24 @@ fn parked() -> Filter {
     }
 }
 
-fn one(id: &str) -> Selection {
-    Selection::Ids(vec![id.to_owned()])
+fn one(id: &str) -> Step {
+    step(Selection::Ids(vec![id.to_owned()]))
+}
+
+fn step(selection: Selection) -> Step {
+    Step {
+        selection,
+        after: None,
+    }
 }
 
 fn all(code: Option<&str>) -> Selection {
-    Selection::All {
+    Selection::Matching {
         consumer: None,
         code: code.map(str::to_owned),
+        key_hex: None,
+        since: None,
+        until: None,
     }
 }
 
@@ -238,11 +308,14 @@ async fn a_consumer_that_does_not_exist_is_not_an_empty_list() {
         text.contains("no consumer `pionts`") && text.contains("there is: points"),
         "{text}"
     );
-    let selection = Selection::All {
+    let selection = Selection::Matching {
         consumer: Some("pionts".into()),
         code: None,
+        key_hex: None,
+        since: None,
+        until: None,
     };
-    place.refused(Request::Replay(selection)).await;
+    place.refused(Request::Replay(step(selection))).await;
 }
 
 #[tokio::test]
@@ -289,7 +362,7 @@ async fn an_id_that_is_none_unknown_or_ambiguous_is_refused_and_nothing_changes(
             .contains("\\u{1b}")
     );
     let both = Selection::Ids(vec![hex::encode([0xab; 32]), "0000".into(), "x".into()]);
-    let text = place.refused(Request::Discard(both)).await;
+    let text = place.refused(Request::Discard(step(both))).await;
     assert_eq!(text.lines().count(), 2, "{text}");
     assert_eq!(place.ids(parked()).await.len(), 2);
 }
@@ -305,7 +378,7 @@ async fn a_replayed_message_is_due_and_its_key_waits() {
         changed,
         Changed {
             changed: 1,
-            gone: 0
+            ..Changed::default()
         }
     );
     assert_eq!(place.ids(parked()).await.len(), 0);
@@ -363,20 +436,19 @@ async fn a_bulk_change_takes_every_parked_row_of_the_code_and_no_other() {
         .fail(&[0xbb; 32], b"waiting", RowStatus::Retry, "rejected")
         .await;
 
+    let tally = Tally {
+        consumer: "points".into(),
+        code: "rejected".into(),
+        rows: 450,
+    };
     assert_eq!(
-        place.ask(Request::Count(all(Some("rejected")))).await,
-        Ok(Response::Count(450))
+        place.ask(Request::Tally(all(Some("rejected")))).await,
+        Ok(Response::Tally(vec![tally]))
     );
-    let changed = place.changed(Request::Discard(all(Some("rejected")))).await;
-    assert_eq!(
-        changed,
-        Changed {
-            changed: 450,
-            gone: 0
-        }
-    );
+    let rejected = all(Some("rejected"));
+    assert_eq!(place.change_all(Request::Discard, rejected).await, 450);
     assert_eq!(place.ids(parked()).await, [hex::encode([0xaa; 32])]);
-    assert_eq!(place.changed(Request::Replay(all(None))).await.changed, 1);
+    assert_eq!(place.change_all(Request::Replay, all(None)).await, 1);
     let status = place.status().await;
     assert_eq!(status.consumers[0].ledger.get("discarded"), Some(&450));
 }

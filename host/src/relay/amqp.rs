@@ -13,6 +13,8 @@ use lapin::types::ShortString;
 use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
 
 use crate::amqp::Address;
+use crate::failpoint::{self, Point};
+use crate::message::{Message, encode_properties};
 use crate::store::OutboxRecord;
 
 use super::{Lost, Publisher, Sent};
@@ -100,6 +102,7 @@ impl AmqpPublisher {
         for record in rows {
             sent.push(send(&link.channel, record, frame_max).await);
         }
+        failpoint::pass(Point::BeforeConfirm);
         let confirms = join_all(sent.into_iter().map(async |sent| match sent {
             Sending::Refused(text) => Confirm::Refused(text),
             Sending::Failed => Confirm::Lost,
@@ -257,9 +260,21 @@ async fn send(channel: &Channel, record: &OutboxRecord, frame_max: usize) -> Sen
         )
         .await
     {
-        Ok(confirm) => Sending::Sent(confirm),
+        Ok(confirm) => {
+            failpoint::pass(Point::AfterPublish);
+            Sending::Sent(confirm)
+        }
         Err(_) => Sending::Failed,
     }
+}
+
+/// What tells two messages of a block apart, as a return repeats it.
+fn identity(message: &Message) -> (String, String, Vec<u8>) {
+    (
+        message.exchange.clone(),
+        message.routing_key.clone(),
+        encode_properties(&message.properties),
+    )
 }
 
 enum Confirm {
@@ -268,8 +283,8 @@ enum Confirm {
     Lost,
 }
 
-/// Matches returns to rows by message id: a confirm for several messages at once does not say which of
-/// them came back.
+/// Matches returns to rows by their properties and destination: a confirm for several messages at once does
+/// not say which of them came back, and two messages may have one id.
 fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate> {
     let mut returned = HashSet::new();
     let mut text = String::new();
@@ -278,7 +293,12 @@ fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate
             continue;
         };
         if let Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message)) = &**answer {
-            returned.insert(message.delivery.properties.message_id().clone());
+            let delivery = &message.delivery;
+            returned.insert((
+                delivery.exchange.to_string(),
+                delivery.routing_key.to_string(),
+                encode_properties(&delivery.properties),
+            ));
             text = message.reply_text.to_string();
         }
     }
@@ -290,7 +310,7 @@ fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate
             // lapin nacks what was pending when a channel closes.
             Confirm::Answer(answer) if !alive && answer.is_nack() => Fate::Unknown,
             Confirm::Answer(answer) => {
-                if returned.contains(record.row.message.properties.message_id()) {
+                if !returned.is_empty() && returned.contains(&identity(&record.row.message)) {
                     return Fate::Known(Sent::Returned(text.clone()));
                 }
                 match *answer {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::failpoint::{self, Point};
 use crate::store::{OutboxRecord, Session, Store, StoreError};
 
 use super::{Lost, Publisher, Sent};
@@ -39,7 +40,9 @@ impl EmbeddedPublisher {
                 (message.routing_key.clone(), message.clone())
             })
             .collect::<Vec<_>>();
-        queues.publish(&messages).await
+        let taken = failpoint::pass_while(Point::AfterPublish, queues.publish(&messages)).await;
+        failpoint::pass(Point::BeforeConfirm);
+        taken
     }
 }
 

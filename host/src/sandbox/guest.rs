@@ -5,8 +5,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::effects::outbox::StoredReply;
 use crate::effects::state::StateView;
 use crate::effects::{Effects, Fault, Transaction};
+use crate::failpoint::{self, Point};
 use crate::failure::Failure;
 use crate::store::StoreError;
 
@@ -91,6 +93,7 @@ impl Guest {
         let started = Instant::now();
         self.in_database = true;
         let answer = act(transaction, &mut self.state).await;
+        failpoint::pass_with(Point::MidStatement, &self.attempt.key);
         self.in_database = false;
         if started.elapsed() >= TICK {
             self.processor.has_waited();
@@ -102,6 +105,8 @@ impl Guest {
     pub(super) fn take_effects(&mut self) -> Effects {
         let mut effects = std::mem::take(&mut self.effects);
         effects.state = std::mem::take(&mut self.state).into_writes();
+        let reply = self.reply.map(|place| &effects.outbox[place]);
+        effects.reply = reply.map(|row| StoredReply::of(row));
         effects
     }
 

@@ -257,6 +257,6 @@ fn nobody(sandbox: &Sandbox) -> Environment {
         idempotency: Idempotency::Off,
         seeds: Seeds::new(b"", ""),
         dialect: Dialect::Sqlite,
-        generation: 0,
+        generation: 0.into(),
     }
 }

@@ -60,7 +60,7 @@ fn environment() -> Environment {
         idempotency: Idempotency::On,
         seeds: Seeds::new(b"the store's secret", "tests"),
         dialect: Dialect::Postgres,
-        generation: 1,
+        generation: 1.into(),
     }
 }
 

@@ -1,151 +1,77 @@
 //! A RabbitMQ queue as a source: one connection and one channel for each subscription.
 //!
 //! A lost channel is never recovered. Its deliveries are forgotten (the broker delivers them again) and
-//! the next subscription starts with new tags and a new window.
+//! the next subscription starts with new tags and a new window. While messages cannot be worked on they
+//! are held, not given back in a loop: every return counts against a queue's delivery limit. Only a
+//! pause that the broker would not sit out gives them back, once.
+
+mod acker;
+mod queue;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use lapin::Connection;
 use lapin::message::Delivery;
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions,
-    QueueDeclareOptions,
-};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{Channel, Connection};
-use tokio::sync::mpsc;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{FieldTable, ShortString};
 
-use crate::ack::{AckQueue, Window};
-use crate::amqp::{Address, ConnectError};
+use crate::ack::AckQueue;
+use crate::amqp::Address;
 use crate::backoff::Backoff;
-use crate::config::{Declare, QueueKind};
+use crate::config::Declare;
+use crate::failpoint::{self, Point};
 use crate::lane::{Origin, Work};
 use crate::message::Message;
 
-use super::Feed;
+use super::{Feed, LEAVE_PATIENCE};
+use acker::Acker;
+use queue::{refusal, short};
 
-/// How often a window with a hole is looked at.
+pub use queue::{Arguments, QueueError, prepare};
+
+/// How often a window with a hole is looked at, and how long deliveries have been held.
 const WINDOW_TICK: Duration = Duration::from_millis(250);
-
-/// A queue that cannot be consumed as it is configured.
-#[derive(Debug, thiserror::Error)]
-pub enum QueueError {
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    #[error(
-        "the queue {0} does not exist; create it, or let the host do it with `declare = {{ type = \"quorum\" }}`"
-    )]
-    Missing(String),
-    #[error("the queue {queue} cannot be used: {error}")]
-    Refused {
-        queue: String,
-        error: Box<lapin::Error>,
-    },
-    #[error("the name {0} is over 255 bytes")]
-    Name(String),
-    #[error("the broker has ended the subscription to {0}")]
-    Cancelled(String),
-    #[error(
-        "the queue {0} is a stream: streams are not consumed by acknowledgement, and are refused"
-    )]
-    Stream(String),
-}
-
-/// Declares the queue if the configuration says so, and makes sure that it is there.
-pub async fn prepare(
-    channel: &Channel,
-    queue: &str,
-    declare: Option<&Declare>,
-) -> Result<(), QueueError> {
-    let name = short(queue)?;
-    let refused = |error| refusal(queue, error);
-    let Some(declare) = declare else {
-        let passive = QueueDeclareOptions {
-            passive: true,
-            ..QueueDeclareOptions::default()
-        };
-        channel
-            .queue_declare(name, passive, FieldTable::default())
-            .await
-            .map_err(refused)?;
-        return Ok(());
-    };
-    let mut arguments = FieldTable::default();
-    if declare.kind == QueueKind::Quorum {
-        arguments.insert(
-            "x-queue-type".into(),
-            AMQPValue::LongString("quorum".into()),
-        );
-    }
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    channel
-        .queue_declare(name.clone(), durable, arguments)
-        .await
-        .map_err(refused)?;
-    for binding in &declare.bind {
-        let (exchange, routing_key) = (short(&binding.exchange)?, short(&binding.routing_key)?);
-        channel
-            .queue_bind(
-                name.clone(),
-                exchange,
-                routing_key,
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            )
-            .await
-            .map_err(refused)?;
-    }
-    Ok(())
-}
-
-fn refusal(queue: &str, error: lapin::Error) -> QueueError {
-    const NOT_FOUND: u16 = 404;
-    match error.kind() {
-        lapin::ErrorKind::ProtocolError(protocol) if protocol.get_id() == NOT_FOUND => {
-            QueueError::Missing(queue.to_owned())
-        }
-        _ => QueueError::Refused {
-            queue: queue.to_owned(),
-            error: Box::new(error),
-        },
-    }
-}
-
-fn short(name: &str) -> Result<ShortString, QueueError> {
-    ShortString::try_new(name).map_err(|_| QueueError::Name(name.to_owned()))
-}
 
 /// One consumer's subscription, renewed for as long as the host runs.
 pub struct AmqpSource {
     pub feed: Feed,
     pub address: Address,
     pub declare: Option<Declare>,
+    /// How long the broker leaves a delivery unacknowledged.
+    pub consumer_timeout: Option<Duration>,
+}
+
+/// How a subscription ended that was not lost.
+enum Ended {
+    /// The host stops.
+    Stopped,
+    /// Its messages were given back, for this reason.
+    Left(String),
 }
 
 impl AmqpSource {
     /// Consumes until it is told to stop and to finish.
     pub async fn run(self) {
         let mut trouble = Backoff::for_servers();
-        while !self.feed.stop.is_cancelled() {
-            if !self.feed.ledger_answers().await {
-                return;
-            }
-            match self.subscription(&mut trouble).await {
-                Ok(()) => return,
+        let (consumer, queue) = (&self.feed.consumer.name, &self.feed.consumer.queue);
+        while self.feed.may_subscribe().await {
+            let ended = self.subscription(&mut trouble).await;
+            self.feed.consumer.metrics.up.set(0);
+            match ended {
+                Ok(Ended::Stopped) => return,
+                Ok(Ended::Left(reason)) => {
+                    tracing::info!(%consumer, %queue, reason, "Messages given back to the queue");
+                    continue;
+                }
+                // Told once; what follows is the waiting for a broker that is away.
+                Err(error) if trouble.tries() == 0 => {
+                    tracing::warn!(%consumer, %queue, %error, "Subscription lost; it is renewed");
+                }
                 Err(error) => {
-                    self.feed.consumer.metrics.up.set(0);
-                    let (consumer, queue) = (&self.feed.consumer.name, &self.feed.consumer.queue);
-                    // Told once; what follows is the waiting for a broker that is away.
-                    if trouble.tries() == 0 {
-                        tracing::warn!(%consumer, %queue, %error, "Subscription lost; it is renewed");
-                    } else {
-                        tracing::debug!(%consumer, %queue, %error, "Not subscribed yet");
-                    }
+                    tracing::debug!(%consumer, %queue, %error, "Not subscribed yet");
                 }
             }
             if !self.feed.pause(&mut trouble).await {
@@ -154,18 +80,27 @@ impl AmqpSource {
         }
     }
 
-    /// One subscription, until the host stops (`Ok`) or the channel is lost.
-    async fn subscription(&self, trouble: &mut Backoff) -> Result<(), QueueError> {
+    /// One subscription, until the host stops, the consumer is held back, or the channel is lost.
+    async fn subscription(&self, trouble: &mut Backoff) -> Result<Ended, QueueError> {
         let consumer = &self.feed.consumer;
         let connection = self
             .address
             .connect(&format!("hapax {}", consumer.name))
             .await?;
         let refused = |error| refusal(&consumer.queue, error);
+        prepare(
+            &connection,
+            &consumer.queue,
+            self.declare.as_ref(),
+            consumer.is_strict(),
+        )
+        .await?;
         let channel = connection.create_channel().await.map_err(refused)?;
-        prepare(&channel, &consumer.queue, self.declare.as_ref()).await?;
+        // With the brake on one message is fetched to be tried, and no more.
+        let narrow = consumer.gate.braked().is_some();
+        let prefetch = if narrow { 1 } else { self.feed.prefetch };
         channel
-            .basic_qos(self.feed.prefetch, BasicQosOptions::default())
+            .basic_qos(prefetch, BasicQosOptions::default())
             .await
             .map_err(refused)?;
         let tag = ShortString::from(format!("hapax-{}", consumer.name));
@@ -178,18 +113,13 @@ impl AmqpSource {
             )
             .await
             .map_err(refused)?;
-        consumer.metrics.up.set(1);
         trouble.reset();
         tracing::info!(consumer = %consumer.name, queue = %consumer.queue, "Subscribed");
 
         let (acks, settled) = AckQueue::new();
         let acks = Arc::new(acks);
-        let mut acker = Acker {
-            channel: &channel,
-            settled,
-            window: Window::new(self.feed.prefetch),
-        };
-        let ended = self.pump(deliveries, &acks, &mut acker, tag).await;
+        let mut acker = Acker::new(&channel, settled, prefetch);
+        let ended = self.pump(deliveries, &acks, &mut acker, tag, narrow).await;
         acks.close();
         if ended.is_ok() {
             leave(connection).await;
@@ -203,39 +133,88 @@ impl AmqpSource {
         acks: &Arc<AckQueue>,
         acker: &mut Acker<'_>,
         tag: ShortString,
-    ) -> Result<(), QueueError> {
-        let queue = &self.feed.consumer.queue;
-        let refused = |error| refusal(queue, error);
+        narrow: bool,
+    ) -> Result<Ended, QueueError> {
+        let consumer = &self.feed.consumer;
+        let gate = &consumer.gate;
+        let refused = |error| refusal(&consumer.queue, error);
+        let mut changes = gate.changes();
         let mut consuming = true;
+        let mut leaving: Option<(Instant, String)> = None;
         loop {
+            if consuming {
+                consumer.metrics.up.set(i64::from(!gate.is_closed()));
+                if let Some(reason) = self.wants_out(narrow, acker) {
+                    consuming = false;
+                    consumer.metrics.up.set(0);
+                    let cancel = BasicCancelOptions::default();
+                    acker
+                        .channel
+                        .basic_cancel(tag.clone(), cancel)
+                        .await
+                        .map_err(refused)?;
+                    // What no lane has begun is forgotten; what one has, it finishes.
+                    acks.close();
+                    leaving = Some((Instant::now() + LEAVE_PATIENCE, reason));
+                }
+            }
             tokio::select! {
                 settled = acker.settled.recv() => {
                     acker.settle(settled).await.map_err(refused)?;
                 }
-                () = tokio::time::sleep(WINDOW_TICK), if acker.window.is_waiting() => {
+                () = tokio::time::sleep(WINDOW_TICK), if acker.is_waiting() || consuming => {
                     acker.send().await.map_err(refused)?;
                 }
                 delivery = deliveries.next(), if consuming => match delivery {
-                    Some(Ok(delivery)) => self.deliver(delivery, acks).await?,
+                    Some(Ok(delivery)) => {
+                        acker.delivered();
+                        self.deliver(delivery, acks).await?;
+                    }
                     Some(Err(error)) => return Err(refused(error)),
-                    None => return Err(QueueError::Cancelled(queue.clone())),
+                    None => return Err(QueueError::Cancelled(consumer.queue.clone())),
                 },
+                _ = changes.changed(), if consuming => {}
                 () = self.feed.stop.cancelled(), if consuming => {
                     consuming = false;
-                    self.feed.consumer.metrics.up.set(0);
+                    consumer.metrics.up.set(0);
                     let cancelled =
                         acker.channel.basic_cancel(tag.clone(), BasicCancelOptions::default()).await;
                     cancelled.map_err(refused)?;
                 }
+                () = self.feed.lanes_are_idle(&leaving), if leaving.is_some() => {
+                    acker.finish().await.map_err(refused)?;
+                    let reason = leaving.map(|(_, reason)| reason).unwrap_or_default();
+                    return Ok(Ended::Left(reason));
+                }
                 () = self.feed.finish.cancelled() => {
                     acker.finish().await.map_err(refused)?;
-                    return Ok(());
+                    return Ok(Ended::Stopped);
                 }
             }
         }
     }
 
+    /// Why the subscription has to end, if it has to.
+    fn wants_out(&self, narrow: bool, acker: &Acker<'_>) -> Option<String> {
+        let gate = &self.feed.consumer.gate;
+        if gate.turns_away() {
+            return gate.reason();
+        }
+        if narrow && gate.braked().is_none() {
+            return Some("the brake is released: it takes more than one message again".to_owned());
+        }
+        // Half of it, so that the broker does not get there first: it would take a message that is being
+        // worked on for one that failed.
+        let patience = self.consumer_timeout? / 2;
+        (acker.held_for() >= patience).then(|| {
+            format!(
+                "none could be worked on for {patience:?}, half of the broker's consumer_timeout"
+            )
+        })
+    }
+
     async fn deliver(&self, delivery: Delivery, acks: &Arc<AckQueue>) -> Result<(), QueueError> {
+        failpoint::pass(Point::AfterReceive);
         let headers = delivery.properties.headers().as_ref();
         if headers.is_some_and(|headers| headers.contains_key("x-stream-offset")) {
             return Err(QueueError::Stream(self.feed.consumer.queue.clone()));
@@ -253,51 +232,6 @@ impl AmqpSource {
         let work = Work::delivered(&self.feed.consumer, message, delivery.redelivered, origin);
         self.feed.dispatch(work).await;
         Ok(())
-    }
-}
-
-/// Sends acknowledgements to one channel.
-struct Acker<'a> {
-    channel: &'a Channel,
-    settled: mpsc::UnboundedReceiver<Vec<u64>>,
-    window: Window,
-}
-
-impl Acker<'_> {
-    /// Takes what is settled, all of it that is there, and sends the frames.
-    async fn settle(&mut self, first: Option<Vec<u64>>) -> Result<(), lapin::Error> {
-        let mut next = first;
-        while let Some(tags) = next {
-            for tag in tags {
-                self.window.settle(tag);
-            }
-            next = self.settled.try_recv().ok();
-        }
-        self.send().await
-    }
-
-    async fn send(&mut self) -> Result<(), lapin::Error> {
-        for frame in self.window.frames(Instant::now()) {
-            self.ack(frame).await?;
-        }
-        Ok(())
-    }
-
-    /// Sends everything that is settled, holes or not.
-    async fn finish(&mut self) -> Result<(), lapin::Error> {
-        let first = self.settled.try_recv().ok();
-        self.settle(first).await?;
-        for frame in self.window.last_frames() {
-            self.ack(frame).await?;
-        }
-        Ok(())
-    }
-
-    async fn ack(&self, frame: crate::ack::Frame) -> Result<(), lapin::Error> {
-        let options = BasicAckOptions {
-            multiple: frame.multiple,
-        };
-        self.channel.basic_ack(frame.tag, options).await
     }
 }
 

@@ -1,17 +1,19 @@
-//! A queue of the embedded broker as a source. One host reads it, so the position is in memory.
+//! A queue of the embedded broker as a source. One host reads it, so the position is in memory: giving
+//! messages back means to read them again.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use crate::ack::AckQueue;
 use crate::backoff::Backoff;
+use crate::failpoint::{self, Point};
 use crate::lane::{Origin, Work};
 use crate::store::{Session, StoreError};
 
-use super::Feed;
+use super::{Feed, LEAVE_PATIENCE};
 
 /// Messages in one look.
 const LOOK_MESSAGES: u32 = 256;
@@ -28,28 +30,51 @@ pub struct EmbeddedSource {
 struct Position {
     last: i64,
     open: HashSet<u64>,
+    reading: bool,
 }
 
 impl EmbeddedSource {
     /// Consumes until it is told to stop and to finish.
     pub async fn run(self) {
-        if !self.feed.ledger_answers().await {
-            return;
+        let (consumer, queue) = (&self.feed.consumer.name, &self.feed.consumer.queue);
+        while self.feed.may_subscribe().await {
+            tracing::info!(%consumer, %queue, "Subscribed");
+            let left = self.subscription().await;
+            self.feed.consumer.metrics.up.set(0);
+            match left {
+                Some(reason) => {
+                    tracing::info!(%consumer, %queue, reason, "Messages given back to the queue");
+                }
+                None => return,
+            }
         }
+    }
+
+    /// Reads from the beginning, until the host stops (`None`) or the consumer is turned away.
+    async fn subscription(&self) -> Option<String> {
+        let gate = &self.feed.consumer.gate;
         let (acks, mut settled) = AckQueue::new();
         let acks = Arc::new(acks);
         let mut position = Position {
             last: 0,
             open: HashSet::new(),
+            reading: true,
         };
         let mut session = None;
         let mut trouble = Backoff::for_servers();
-        self.feed.consumer.metrics.up.set(1);
-        tracing::info!(
-            consumer = %self.feed.consumer.name, queue = %self.feed.consumer.queue, "Subscribed"
-        );
         let mut unsent = Vec::new();
+        let mut leaving: Option<(Instant, String)> = None;
         loop {
+            if leaving.is_none() && gate.turns_away() {
+                // What no lane has begun is forgotten; what one has, it finishes.
+                acks.close();
+                position.reading = false;
+                let reason = gate.reason().unwrap_or_default();
+                leaving = Some((Instant::now() + LEAVE_PATIENCE, reason));
+            }
+            position.reading &= !self.feed.stop.is_cancelled();
+            let up = position.reading && !gate.is_closed();
+            self.feed.consumer.metrics.up.set(i64::from(up));
             let turn = self
                 .turn(&mut session, &acks, &mut position, &mut unsent)
                 .await;
@@ -64,23 +89,23 @@ impl EmbeddedSource {
                     trouble.pause()
                 }
             };
-            let finished = tokio::select! {
-                tags = settled.recv() => {
-                    unsent.extend(tags.unwrap_or_default());
-                    false
-                }
-                () = tokio::time::sleep(pause) => false,
-                () = self.feed.finish.cancelled() => true,
-            };
+            let mut finished = false;
+            let mut idle = false;
+            tokio::select! {
+                tags = settled.recv() => unsent.extend(tags.unwrap_or_default()),
+                () = tokio::time::sleep(pause) => {}
+                () = self.feed.lanes_are_idle(&leaving), if leaving.is_some() => idle = true,
+                () = self.feed.finish.cancelled() => finished = true,
+            }
             drain(&mut settled, &mut unsent);
-            if finished {
+            if finished || idle {
                 let last = self
                     .acknowledge(&mut session, &mut position, &mut unsent)
                     .await;
                 if let Err(error) = last {
                     tracing::warn!(%error, "The last acknowledgements were not stored");
                 }
-                return;
+                return leaving.map(|(_, reason)| reason).filter(|_| !finished);
             }
         }
     }
@@ -95,11 +120,7 @@ impl EmbeddedSource {
     ) -> Result<Duration, StoreError> {
         self.acknowledge(session, position, unsent).await?;
         let room = usize::from(self.feed.prefetch).saturating_sub(position.open.len());
-        if self.feed.stop.is_cancelled() {
-            self.feed.consumer.metrics.up.set(0);
-            return Ok(IDLE_PAUSE);
-        }
-        if room == 0 {
+        if !position.reading || room == 0 {
             return Ok(IDLE_PAUSE);
         }
         let limit = LOOK_MESSAGES.min(u32::try_from(room).unwrap_or(u32::MAX));
@@ -107,6 +128,7 @@ impl EmbeddedSource {
         let open = self.connect(session).await?;
         let queues = open.queues().ok_or_else(no_queues)?;
         let messages = queues.deliver(queue, position.last, limit).await?;
+        failpoint::pass_if(Point::AfterReceive, !messages.is_empty());
         let found = messages.len();
         for queued in messages {
             let tag = u64::try_from(queued.sequence).unwrap_or_default();
@@ -141,10 +163,12 @@ impl EmbeddedSource {
             .filter_map(|tag| i64::try_from(*tag).ok())
             .collect::<Vec<_>>();
         let open = self.connect(session).await?;
+        failpoint::pass(Point::BeforeAck);
         open.queues()
             .ok_or_else(no_queues)?
             .ack(&self.feed.consumer.queue, &sequences)
             .await?;
+        failpoint::pass(Point::AfterAck);
         for tag in unsent.drain(..) {
             position.open.remove(&tag);
         }

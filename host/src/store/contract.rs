@@ -5,11 +5,13 @@
 
 mod guest;
 mod ledger;
+mod lines;
 mod outbox;
 mod postgres;
 mod sqlite;
 mod state;
 mod transactions;
+mod upkeep;
 mod waiting;
 
 use std::io::Write;
@@ -206,7 +208,7 @@ async fn commit_keys(session: &mut dyn Session, consumer: ConsumerId, keys: &[&[
         vec![true; keys.len()]
     );
     assert_eq!(
-        session.finish(consumer, keys).await.unwrap(),
+        session.finish(consumer, keys).await.unwrap().claims,
         keys.len() as u64
     );
     session.commit().await.unwrap();

@@ -140,6 +140,6 @@ mod tests {
             names
         };
         assert_eq!(tables(Dialect::Postgres), tables(Dialect::Sqlite));
-        assert_eq!(tables(Dialect::Postgres).len(), 6);
+        assert_eq!(tables(Dialect::Postgres).len(), 7);
     }
 }

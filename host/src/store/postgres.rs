@@ -15,6 +15,7 @@ mod outbox;
 mod rows;
 mod session;
 mod state;
+mod upkeep;
 mod waiting;
 
 use std::str::FromStr;
@@ -27,6 +28,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 
 use self::errors::Refusal;
 use self::session::PostgresSession;
+use crate::failpoint::{self, Point};
+
 use super::{Dialect, Session, SessionOptions, Store, StoreError, Traits, migrate};
 
 /// A Postgres database, and the schema of the tables in it.
@@ -162,13 +165,16 @@ impl PostgresStore {
             connection.execute("ROLLBACK").await.map_err(own)?;
             return Ok(pending);
         }
+        failpoint::pass(Point::BeforeMigration);
         let script =
             migrate::enter_schema(&self.schema) + &migrate::script(Dialect::Postgres, schema);
         connection
             .execute(AssertSqlSafe(script))
             .await
             .map_err(own)?;
+        failpoint::pass(Point::MidMigration);
         connection.execute("COMMIT").await.map_err(own)?;
+        failpoint::pass(Point::AfterMigration);
         Ok(pending)
     }
 }

@@ -10,11 +10,13 @@ mod errors;
 mod guest;
 mod ledger;
 mod lock;
+mod marks;
 mod outbox;
 mod queues;
 mod rows;
 mod session;
 mod state;
+mod upkeep;
 mod waiting;
 
 use std::path::Path;

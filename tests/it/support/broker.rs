@@ -168,6 +168,17 @@ impl VirtualHost {
         close(connection).await
     }
 
+    /// Declares a durable queue with arguments.
+    pub async fn declare_with(&self, queue: &str, arguments: FieldTable) -> anyhow::Result<()> {
+        let connection = self.connect().await?;
+        let channel = connection.create_channel().await?;
+        let options = QueueDeclareOptions::durable();
+        channel
+            .queue_declare(queue.into(), options, arguments)
+            .await?;
+        close(connection).await
+    }
+
     /// Declares a durable direct exchange.
     pub async fn declare_exchange(&self, exchange: &str, internal: bool) -> anyhow::Result<()> {
         let connection = self.connect().await?;

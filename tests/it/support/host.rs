@@ -8,11 +8,13 @@ pub use config::{Config, Consumer};
 
 use std::fs::File;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use hapax::failpoint::Point;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -52,6 +54,26 @@ impl Host {
 
     /// Starts the host and does not wait.
     pub fn launch(place: &Place, config: &Config) -> anyhow::Result<Host> {
+        Host::launch_armed(place, config, None)
+    }
+
+    /// The same, with failpoints armed (`hapax::failpoint`).
+    pub fn launch_armed(
+        place: &Place,
+        config: &Config,
+        failpoints: Option<&str>,
+    ) -> anyhow::Result<Host> {
+        let variable = |orders: &str| (hapax::failpoint::VARIABLE, orders.to_owned());
+        let variables = failpoints.map(variable);
+        Host::launch_with(place, config, variables.as_slice())
+    }
+
+    /// The same, with these variables in its environment.
+    pub fn launch_with(
+        place: &Place,
+        config: &Config,
+        variables: &[(&str, String)],
+    ) -> anyhow::Result<Host> {
         let config_file = config.write(&place.dir)?;
         let log = place.dir.join(format!("{}.log", config.label));
         let file = File::options().create(true).append(true).open(&log)?;
@@ -62,13 +84,22 @@ impl Host {
             .current_dir(&place.dir)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
-            .stderr(file);
+            .stderr(file)
+            .envs(variables.iter().map(|(name, value)| (*name, value)));
         Ok(Host {
             child: children::spawn(command)?,
             config_file,
             log,
             health: config.health,
         })
+    }
+
+    /// Kills this host and launches the one of `configs` that it was.
+    pub fn launch_after(self, place: &Place, configs: &[Config]) -> anyhow::Result<Host> {
+        let config = configs.iter().find(|config| config.health == self.health);
+        let config = config.context("the host is of none of these configurations")?;
+        self.sigkill()?;
+        Host::launch(place, config)
     }
 
     /// Waits until `/readyz` answers 200.
@@ -115,6 +146,38 @@ impl Host {
 
     pub fn is_running(&mut self) -> anyhow::Result<bool> {
         Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// Waits until the host has killed itself at a failpoint.
+    pub async fn until_killed_at(mut self, point: Point) -> anyhow::Result<()> {
+        let child = &mut self.child;
+        let what = format!("the host to be killed at {point}");
+        let status = wait::until(&what, wait::PATIENCE, async || Ok(child.try_wait()?)).await?;
+        let said = std::fs::read_to_string(&self.log)?;
+        ensure!(
+            status.signal() == Some(9) && said.contains(&format!("failpoint {point}: kill")),
+            "the host was not killed at {point}: {status}{}",
+            place::tail(&self.log)
+        );
+        Ok(())
+    }
+
+    /// Waits until the host has stopped itself at a failpoint.
+    pub async fn until_frozen(&self) -> anyhow::Result<()> {
+        let stat = format!("/proc/{}/stat", self.child.id());
+        wait::until("the host to stop itself", wait::PATIENCE, async || {
+            let stat = std::fs::read_to_string(&stat)?;
+            // The name, which may hold anything, stands in brackets before the state.
+            let state = stat.rsplit(") ").next().unwrap_or_default();
+            Ok(state.starts_with('T').then_some(()))
+        })
+        .await
+    }
+
+    /// Lets a stopped host go on.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::CONT)?;
+        Ok(())
     }
 
     /// No time to say goodbye.
@@ -167,6 +230,24 @@ impl Host {
     pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<Ended> {
         cli(&self.config_file, arguments).await
     }
+
+    /// The same with variables of the environment.
+    pub async fn cli_with(
+        &self,
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> anyhow::Result<Ended> {
+        cli_with(&self.config_file, variables, arguments).await
+    }
+
+    /// The same, with failpoints armed.
+    pub async fn cli_armed(
+        &self,
+        arguments: &[&str],
+        failpoints: Option<&str>,
+    ) -> anyhow::Result<Ended> {
+        cli_armed(&self.config_file, arguments, failpoints).await
+    }
 }
 
 impl Drop for Host {
@@ -186,11 +267,30 @@ impl Ended {
 
 /// Runs `hapax ARGUMENTS --config FILE` to its end.
 pub async fn cli(config_file: &Path, arguments: &[&str]) -> anyhow::Result<Ended> {
+    cli_with(config_file, &[], arguments).await
+}
+
+/// The same, with failpoints armed.
+pub async fn cli_armed(
+    config_file: &Path,
+    arguments: &[&str],
+    failpoints: Option<&str>,
+) -> anyhow::Result<Ended> {
+    let armed = failpoints.map(|failpoints| (hapax::failpoint::VARIABLE, failpoints));
+    cli_with(config_file, armed.as_slice(), arguments).await
+}
+
+async fn cli_with(
+    config_file: &Path,
+    variables: &[(&str, &str)],
+    arguments: &[&str],
+) -> anyhow::Result<Ended> {
     let mut command = Command::new(BINARY);
     command
         .args(arguments)
         .arg("--config")
         .arg(config_file)
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -17,7 +17,7 @@ pub const IN: &str = "in";
 pub const OUT: &str = "out";
 
 /// The tables that the probe may write.
-const TABLES: &str = "
+pub const TABLES: &str = "
     CREATE TABLE t_effects (
         order_id VARCHAR(600) NOT NULL,
         step     BIGINT NOT NULL,
@@ -140,13 +140,14 @@ pub async fn until_settled(
     store.until_outbox_empty().await
 }
 
-const VERDICTS: [&str; 4] = [
+pub const VERDICTS: [&str; 5] = [
     "hapax_committed_total",
     "hapax_duplicates_total",
     "hapax_failed_total",
+    "hapax_held_total",
     "hapax_forgotten_total",
 ];
-const RETRIES: &str = "SELECT count(*) FROM hapax_waiting WHERE status = 'retry'";
+pub const RETRIES: &str = "SELECT count(*) FROM hapax_waiting WHERE status = 'retry'";
 
 pub fn sent(received: &[Received]) -> anyhow::Result<Vec<String>> {
     let mut messages = Vec::new();

@@ -1,7 +1,8 @@
 //! One measurement: the queue is filled, the consumer starts, the clock runs from its first messages to its
 //! last, and what it left behind is counted.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -24,10 +25,12 @@ const STALL: Duration = Duration::from_secs(60);
 /// What every measurement of a run shares.
 pub struct Bench {
     pub surroundings: Surroundings,
-    pub plugin: std::path::PathBuf,
+    pub plugin: PathBuf,
     pub orders: Orders,
     pub database: Option<Server>,
     pub broker: Option<Server>,
+    /// Where the measurement is that runs now, or that was interrupted.
+    pub place: Mutex<Option<Arc<Place>>>,
 }
 
 /// What one measurement showed.
@@ -46,15 +49,32 @@ pub struct Measured {
 impl Bench {
     /// Runs one scenario once, in a place of its own.
     pub async fn measure(&self, scenario: Scenario) -> anyhow::Result<Measured> {
-        let place = Place::make(&self.surroundings).await?;
-        let measured = self
-            .measure_in(&place, scenario)
+        let place = Arc::new(Place::new(&self.surroundings)?);
+        *self.current() = Some(Arc::clone(&place));
+        let measured = async {
+            place.make().await?;
+            self.measure_in(&place, scenario).await
+        };
+        let measured = measured
             .await
             .with_context(|| format!("{} was not measured", scenario.name()));
-        let removed = place.remove().await;
+        let removed = self.remove().await;
         let measured = measured?;
         removed?;
         Ok(measured)
+    }
+
+    /// Removes what the last measurement has made on servers, if it did not do so itself.
+    pub async fn remove(&self) -> anyhow::Result<()> {
+        let place = self.current().take();
+        match place {
+            Some(place) => place.remove().await,
+            None => Ok(()),
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Place>>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn measure_in(&self, place: &Place, scenario: Scenario) -> anyhow::Result<Measured> {

@@ -82,8 +82,8 @@ impl Deref for Place {
 }
 
 impl Place {
-    /// Makes the tables and the queues.
-    pub async fn make(surroundings: &Surroundings) -> anyhow::Result<Self> {
+    /// A directory, and names for the rest.
+    pub fn new(surroundings: &Surroundings) -> anyhow::Result<Self> {
         let letters = std::iter::repeat_with(fastrand::lowercase)
             .take(8)
             .collect::<String>();
@@ -91,17 +91,20 @@ impl Place {
         let dir = std::env::temp_dir().join(&name);
         // Not `create_dir_all`: a directory that is there already is not ours.
         std::fs::create_dir(&dir).context("cannot make a directory for the measurement")?;
-        let place = Self(Corner {
+        Ok(Self(Corner {
             dir,
             name,
             surroundings: surroundings.clone(),
-        });
-        place.make_tables().await?;
-        match &place.surroundings.amqp {
-            Some(url) => queues::make(url, &place).await?,
-            None => embedded::make(&place).await?,
+        }))
+    }
+
+    /// Makes the tables and the queues.
+    pub async fn make(&self) -> anyhow::Result<()> {
+        self.make_tables().await?;
+        match &self.surroundings.amqp {
+            Some(url) => queues::make(url, self).await,
+            None => embedded::make(self).await,
         }
-        Ok(place)
     }
 
     async fn make_tables(&self) -> anyhow::Result<()> {

@@ -1,9 +1,11 @@
 //! Outgoing messages: composed at once, so that the guest sees what cannot be sent.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::effects::outbox::{IdSeed, Origin, Publish, PublishError};
+use crate::failpoint::{self, Point};
 use crate::store::OutboxRow;
 
 use super::super::bindings::hapax::plugin::outbox::{Error, ErrorKind, Host, Message};
@@ -75,6 +77,7 @@ impl Guest {
     }
 
     fn count(&mut self, row: &OutboxRow) -> Result<(), Stop> {
+        failpoint::pass_with(Point::MidHandler, &self.attempt.key);
         self.quota
             .message(&self.environment.limits, row.message.size_bytes())
     }
@@ -86,7 +89,7 @@ impl Guest {
         IdSeed::Stable {
             consumer: self.environment.consumer.clone(),
             key: self.attempt.key.to_vec(),
-            generation: self.environment.generation,
+            generation: self.environment.generation.load(Ordering::Acquire),
         }
     }
 

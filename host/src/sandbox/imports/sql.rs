@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::effects::sql::Deferred;
 use crate::effects::sql::rules::{Kind, Statement};
+use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
 use crate::store::{self, Constraint, ConstraintKind, Value as Stored};
 
@@ -74,6 +75,7 @@ impl Guest {
         statement: &str,
         parameters: Vec<Value>,
     ) -> Result<(Arc<Statement>, Vec<Stored>), Stop> {
+        failpoint::pass_with(Point::MidHandler, &self.attempt.key);
         let parameters: Vec<_> = parameters.into_iter().map(value_from_guest).collect();
         let bytes = parameters.iter().map(Stored::size_bytes).sum();
         self.quota.statement(&self.environment.limits, bytes)?;

@@ -1,5 +1,6 @@
 //! The consumer's key-value table: read in the transaction, written with the message's other effects.
 
+use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
 
 use super::super::bindings::hapax::plugin::state::{Entry, Host, Mismatch};
@@ -54,6 +55,7 @@ impl Guest {
     /// Counts an access, and refuses a key that the table could not hold: found at the commit, it would
     /// take the message's neighbours with it.
     fn admit_key(&mut self, key: &str, value_bytes: usize) -> Result<(), Stop> {
+        failpoint::pass_with(Point::MidHandler, &self.attempt.key);
         let problem = if key.len() > MAX_KEY_BYTES {
             format!(
                 "has {} bytes; at most {MAX_KEY_BYTES} are possible",

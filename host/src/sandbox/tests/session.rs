@@ -9,8 +9,8 @@ use async_trait::async_trait;
 
 use crate::store::{
     Claim, ClaimRule, Column, Constraint, ConstraintKind, ConsumerId, ConsumerRow, Entry, Expect,
-    Fate, HostId, OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement, Status,
-    StoreError, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    Fate, Finished, HostId, OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement,
+    Status, StoreError, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 /// Statements in the order in which they ran.
@@ -152,8 +152,28 @@ impl Session for FakeSession {
         unreachable!("settle")
     }
 
-    async fn finish(&mut self, _: ConsumerId, _: &[&[u8]]) -> Result<u64, StoreError> {
+    async fn finish(&mut self, _: ConsumerId, _: &[&[u8]]) -> Result<Finished, StoreError> {
         unreachable!("finish")
+    }
+
+    async fn keep_replies(
+        &mut self,
+        _: ConsumerId,
+        _: &[(&[u8], Vec<u8>)],
+    ) -> Result<u64, StoreError> {
+        unreachable!("keep_replies")
+    }
+
+    async fn replies(
+        &mut self,
+        _: ConsumerId,
+        _: &[&[u8]],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        unreachable!("replies")
+    }
+
+    async fn note_retention(&mut self, _: ConsumerId, _: Duration) -> Result<(), StoreError> {
+        unreachable!("note_retention")
     }
 
     async fn record_start(&mut self, _: ClaimRule<'_>, _: Claim<'_>) -> Result<Entry, StoreError> {
@@ -171,6 +191,7 @@ impl Session for FakeSession {
     async fn sweep(
         &mut self,
         _: ConsumerId,
+        _: Duration,
         _: &[u8],
         _: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
@@ -188,9 +209,30 @@ impl Session for FakeSession {
     async fn waiting_due(
         &mut self,
         _: ConsumerId,
+        _: bool,
         _: u32,
     ) -> Result<Vec<(Vec<u8>, i64)>, StoreError> {
         unreachable!("waiting_due")
+    }
+
+    async fn waiting_lines(
+        &mut self,
+        _: ConsumerId,
+        _: &[i64],
+    ) -> Result<Vec<(i64, u64)>, StoreError> {
+        unreachable!("waiting_lines")
+    }
+
+    async fn waiting_release(
+        &mut self,
+        _: ConsumerId,
+        _: Option<&[i64]>,
+    ) -> Result<u64, StoreError> {
+        unreachable!("waiting_release")
+    }
+
+    async fn waiting_held(&mut self, _: ConsumerId) -> Result<u64, StoreError> {
+        unreachable!("waiting_held")
     }
 
     async fn waiting_next(&mut self, _: ConsumerId) -> Result<Option<Duration>, StoreError> {
@@ -275,5 +317,9 @@ impl Session for FakeSession {
 
     async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError> {
         unreachable!("outbox_depth")
+    }
+
+    fn upkeep(&mut self) -> &mut dyn Upkeep {
+        unreachable!("upkeep")
     }
 }

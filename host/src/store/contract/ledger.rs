@@ -1,5 +1,7 @@
 //! Keys and their fates.
 
+use std::time::Duration;
+
 use super::{Fixture, HOUR, claim, commit_keys, eventually, in_every_dialect, rule};
 use crate::store::{Claim, ClaimRule, ConsumerId, Fate, Session, Settlement, StoreError, Value};
 
@@ -24,6 +26,10 @@ in_every_dialect! {
     the_sweep_goes_page_by_page
     times_beyond_every_calendar_do_not_break_a_claim
     nothing_asked_is_nothing_done
+    the_horizon_comes_with_the_end_of_a_transaction
+    a_longer_retention_keeps_what_was_claimed_under_a_shorter_one
+    a_shorter_retention_does_not_hide_what_was_forgotten
+    answers_are_kept_under_claimed_keys_only
 }
 
 async fn fates(
@@ -59,7 +65,7 @@ async fn settle(session: &mut dyn Session, consumer: ConsumerId, key: &[u8], fat
             .unwrap(),
         1
     );
-    assert_eq!(session.finish(consumer, &[key]).await.unwrap(), 1);
+    assert_eq!(session.finish(consumer, &[key]).await.unwrap().claims, 1);
     session.commit().await.unwrap();
 }
 
@@ -107,7 +113,11 @@ async fn of_a_batch_only_the_new_keys_are_claimed(fixture: &Fixture) {
         [true, false, true, false, true]
     );
     assert_eq!(
-        session.finish(consumer, &[b"a", b"c", b"e"]).await.unwrap(),
+        session
+            .finish(consumer, &[b"a", b"c", b"e"])
+            .await
+            .unwrap()
+            .claims,
         3
     );
     session.commit().await.unwrap();
@@ -289,7 +299,8 @@ async fn finish_does_not_count_keys_that_others_have_claimed(fixture: &Fixture) 
         session
             .finish(consumer, &[b"absent", b"new", b"old"])
             .await
-            .unwrap(),
+            .unwrap()
+            .claims,
         1
     );
     session.rollback().await.unwrap();
@@ -316,7 +327,14 @@ async fn only_claimed_keys_are_settled(fixture: &Fixture) {
             .unwrap(),
         1
     );
-    assert_eq!(session.finish(consumer, &[b"a", b"b"]).await.unwrap(), 2);
+    assert_eq!(
+        session
+            .finish(consumer, &[b"a", b"b"])
+            .await
+            .unwrap()
+            .claims,
+        2
+    );
     session.commit().await.unwrap();
     let all = fates(&mut *session, consumer, &[b"a", b"b", b"old"]).await;
     assert_eq!(
@@ -364,7 +382,7 @@ async fn a_fate_is_taken_once_and_only_from_what_it_was(fixture: &Fixture) {
             .await
             .unwrap()
     );
-    assert_eq!(session.finish(consumer, &[b"k"]).await.unwrap(), 1);
+    assert_eq!(session.finish(consumer, &[b"k"]).await.unwrap().claims, 1);
     session.commit().await.unwrap();
     let entry = session
         .entries(consumer, &[b"k"])
@@ -395,7 +413,7 @@ async fn a_key_that_was_taken_can_be_settled_again(fixture: &Fixture) {
         attempts: 5,
     };
     assert_eq!(session.settle(consumer, &[parked]).await.unwrap(), 1);
-    assert_eq!(session.finish(consumer, &[b"k"]).await.unwrap(), 1);
+    assert_eq!(session.finish(consumer, &[b"k"]).await.unwrap().claims, 1);
     session.commit().await.unwrap();
     assert_eq!(
         fates(&mut *session, consumer, &[b"k"]).await,
@@ -466,7 +484,7 @@ async fn a_started_key_is_taken_and_committed(fixture: &Fixture) {
             .await
             .unwrap()
     );
-    assert_eq!(session.finish(consumer, &[b"k"]).await.unwrap(), 1);
+    assert_eq!(session.finish(consumer, &[b"k"]).await.unwrap().claims, 1);
     session.commit().await.unwrap();
     assert_eq!(
         fates(&mut *session, consumer, &[b"k"]).await,
@@ -519,10 +537,16 @@ async fn the_sweep_forgets_what_has_expired_and_nothing_else(fixture: &Fixture) 
     let keys: [&[u8]; 6] = [
         b"forever", b"future", b"gone", b"hour", b"parked", b"waiting",
     ];
-    assert_eq!(session.finish(consumer, &keys).await.unwrap(), 6);
+    assert_eq!(session.finish(consumer, &keys).await.unwrap().claims, 6);
     session.commit().await.unwrap();
 
-    assert_eq!(session.sweep(consumer, b"", 100).await.unwrap(), (None, 1));
+    assert_eq!(
+        session
+            .sweep(consumer, Duration::ZERO, b"", 100)
+            .await
+            .unwrap(),
+        (None, 1)
+    );
     let left = fates(&mut *session, consumer, &keys).await;
     assert_eq!(
         left.iter().map(Option::is_some).collect::<Vec<_>>(),
@@ -534,7 +558,13 @@ async fn the_sweep_forgets_what_has_expired_and_nothing_else(fixture: &Fixture) 
         .unwrap()
         .horizon
         .unwrap();
-    assert_eq!(session.sweep(consumer, b"", 100).await.unwrap(), (None, 0));
+    assert_eq!(
+        session
+            .sweep(consumer, Duration::ZERO, b"", 100)
+            .await
+            .unwrap(),
+        (None, 0)
+    );
     let again = session
         .consumer("orders", "message-id", "body")
         .await
@@ -568,17 +598,30 @@ async fn the_sweep_goes_page_by_page(fixture: &Fixture) {
     session
         .finish(consumer, &[b"a", b"b", b"c", b"d", b"e"])
         .await
-        .unwrap();
+        .unwrap()
+        .claims;
     session.commit().await.unwrap();
     assert_eq!(
-        session.sweep(consumer, b"", 2).await.unwrap(),
+        session
+            .sweep(consumer, Duration::ZERO, b"", 2)
+            .await
+            .unwrap(),
         (Some(b"b".to_vec()), 2)
     );
     assert_eq!(
-        session.sweep(consumer, b"b", 2).await.unwrap(),
+        session
+            .sweep(consumer, Duration::ZERO, b"b", 2)
+            .await
+            .unwrap(),
         (Some(b"d".to_vec()), 2)
     );
-    assert_eq!(session.sweep(consumer, b"d", 2).await.unwrap(), (None, 1));
+    assert_eq!(
+        session
+            .sweep(consumer, Duration::ZERO, b"d", 2)
+            .await
+            .unwrap(),
+        (None, 1)
+    );
     assert_eq!(session.ledger_counts(consumer).await.unwrap(), []);
 }
 
@@ -598,11 +641,21 @@ async fn times_beyond_every_calendar_do_not_break_a_claim(fixture: &Fixture) {
         assert_eq!(session.claim(rule, &[claim]).await.unwrap(), [true]);
     }
     assert_eq!(
-        session.finish(consumer, &[b"a", b"b", b"c"]).await.unwrap(),
+        session
+            .finish(consumer, &[b"a", b"b", b"c"])
+            .await
+            .unwrap()
+            .claims,
         3
     );
     session.commit().await.unwrap();
-    assert_eq!(session.sweep(consumer, b"", 10).await.unwrap(), (None, 0));
+    assert_eq!(
+        session
+            .sweep(consumer, Duration::ZERO, b"", 10)
+            .await
+            .unwrap(),
+        (None, 0)
+    );
 }
 
 async fn nothing_asked_is_nothing_done(fixture: &Fixture) {
@@ -612,6 +665,111 @@ async fn nothing_asked_is_nothing_done(fixture: &Fixture) {
     assert!(session.claim(rule(consumer), &[]).await.unwrap().is_empty());
     assert!(session.entries(consumer, &[]).await.unwrap().is_empty());
     assert_eq!(session.settle(consumer, &[]).await.unwrap(), 0);
-    assert_eq!(session.finish(consumer, &[]).await.unwrap(), 0);
+    assert_eq!(session.finish(consumer, &[]).await.unwrap().claims, 0);
     session.commit().await.unwrap();
+}
+
+/// Claims a key with this timestamp under this retention, and commits.
+async fn commit_at(
+    session: &mut dyn Session,
+    consumer: ConsumerId,
+    key: &[u8],
+    retention: Duration,
+    sent: i64,
+) {
+    session.note_retention(consumer, retention).await.unwrap();
+    session.begin().await.unwrap();
+    let rule = ClaimRule {
+        retention: Some(retention),
+        ..rule(consumer)
+    };
+    let claim = Claim {
+        timestamp_seconds: Some(sent),
+        ..claim(key)
+    };
+    session.claim(rule, &[claim]).await.unwrap();
+    session.finish(consumer, &[key]).await.unwrap();
+    session.commit().await.unwrap();
+}
+
+async fn horizon(session: &mut dyn Session, consumer: ConsumerId) -> Option<i64> {
+    session.begin().await.unwrap();
+    let finished = session.finish(consumer, &[]).await.unwrap();
+    session.rollback().await.unwrap();
+    finished.horizon
+}
+
+async fn the_horizon_comes_with_the_end_of_a_transaction(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    assert_eq!(horizon(&mut *session, consumer).await, None);
+    commit_at(&mut *session, consumer, b"k", Duration::ZERO, 0).await;
+    session
+        .sweep(consumer, Duration::ZERO, b"", 10)
+        .await
+        .unwrap();
+    let row = session.consumer("orders", "message-id", "body").await;
+    assert_eq!(horizon(&mut *session, consumer).await, row.unwrap().horizon);
+    assert!(horizon(&mut *session, consumer).await.is_some());
+}
+
+async fn a_longer_retention_keeps_what_was_claimed_under_a_shorter_one(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    commit_at(&mut *session, consumer, b"k", Duration::ZERO, 0).await;
+    session.note_retention(consumer, HOUR).await.unwrap();
+    assert_eq!(
+        session.sweep(consumer, HOUR, b"", 10).await.unwrap(),
+        (None, 0)
+    );
+    assert_eq!(
+        fates(&mut *session, consumer, &[b"k"]).await,
+        [Some(Fate::Committed)]
+    );
+}
+
+/// A producer's clock that is ahead by two hours, and a retention of an hour that becomes none: whatever the
+/// arithmetic, the horizon is not before the time of the message that was forgotten.
+async fn a_shorter_retention_does_not_hide_what_was_forgotten(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    let now = chrono::Utc::now().timestamp();
+    let sent = now - 2 * 3_600;
+    commit_at(&mut *session, consumer, b"long", HOUR, sent).await;
+    commit_at(&mut *session, consumer, b"short", Duration::ZERO, sent).await;
+    session
+        .sweep(consumer, Duration::ZERO, b"", 10)
+        .await
+        .unwrap();
+    let left = fates(&mut *session, consumer, &[b"long", b"short"]).await;
+    assert_eq!(left, [Some(Fate::Committed), None]);
+    let horizon = horizon(&mut *session, consumer).await.unwrap();
+    assert!(horizon >= sent * 1_000_000, "{horizon}");
+    assert!(horizon <= (now + 60) * 1_000_000, "{horizon}");
+}
+
+async fn answers_are_kept_under_claimed_keys_only(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    super::commit_keys(&mut *session, consumer, &[b"old"]).await;
+    session.begin().await.unwrap();
+    session
+        .claim(rule(consumer), &[claim(b"new")])
+        .await
+        .unwrap();
+    let answer = vec![0, 1, 255];
+    let both: [(&[u8], Vec<u8>); 2] = [(b"new", answer.clone()), (b"old", answer.clone())];
+    assert_eq!(session.keep_replies(consumer, &both).await.unwrap(), 1);
+    assert_eq!(
+        session.finish(consumer, &[b"new"]).await.unwrap().claims,
+        1,
+        "an answer is no second claim"
+    );
+    session.commit().await.unwrap();
+    let keys: [&[u8]; 3] = [b"old", b"new", b"absent"];
+    assert_eq!(
+        session.replies(consumer, &keys).await.unwrap(),
+        [None, Some(answer), None]
+    );
+    assert!(session.replies(consumer, &[]).await.unwrap().is_empty());
 }

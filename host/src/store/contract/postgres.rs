@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions, Executor};
 
 use super::{Fixture, eventually, message};
 use crate::store::postgres::PostgresStore;
-use crate::store::{HostId, OutboxRow, Session, Store, StoreError, Value};
+use crate::store::{HostId, OutboxRow, RowsInsert, Session, Store, StoreError, Value};
 
 /// Declares tests that need a server.
 macro_rules! on_a_server {
@@ -27,6 +27,8 @@ macro_rules! on_a_server {
 on_a_server! {
     a_dead_transaction_refuses_the_commit_that_is_sent
     types_are_read_as_they_are
+    many_rows_are_written_as_they_would_be_one_by_one
+    rows_of_a_type_without_arrays_are_left_to_the_common_way
     a_value_that_does_not_fit_is_refused_before_it_is_sent
     text_takes_the_type_of_its_place
     a_type_without_a_value_of_its_own_is_told_how_to_be_written
@@ -156,6 +158,82 @@ async fn types_are_read_as_they_are(fixture: &Fixture) {
     )
     .await;
     assert_eq!(interval, [[Value::Bool(true)]]);
+}
+
+const EVERY_TYPE: &str = "CREATE TABLE t_every (a boolean, b bytea, c bigint, d smallint, e integer, f text, \
+     g json, h real, i double precision, j char(4), k varchar(8), l date, m timestamp, n timestamptz, \
+     o numeric(12, 3), p uuid, q jsonb)";
+
+const EVERY_HEAD: &str = "INSERT INTO t_every (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q) ";
+
+async fn many_rows_are_written_as_they_would_be_one_by_one(fixture: &Fixture) {
+    let row = |number: i64| {
+        vec![
+            Value::Bool(number % 2 == 0),
+            Value::Bytes(vec![0, number as u8, 255]),
+            Value::S64(number << 40),
+            Value::S64(-number),
+            Value::S64(number),
+            text("é'\"{,}\\ NULL"),
+            Value::Json(format!("{{\"n\": {number}}}")),
+            Value::F64(0.5),
+            Value::F64(-1.25e300),
+            text("ab"),
+            text(""),
+            text("2026-02-28"),
+            Value::Timestamp(1_700_000_000_123_456),
+            Value::Timestamp(-1),
+            Value::Decimal(format!("{number}.125")),
+            Value::Uuid("00000000-0000-4000-8000-00000000002a".to_owned()),
+            Value::Json("[1, null]".to_owned()),
+        ]
+    };
+    let mut values = (1..=300).map(row).collect::<Vec<_>>();
+    values.push(vec![Value::Null; 17]);
+    let rows = values.iter().map(|row| &row[..]).collect::<Vec<_>>();
+    let order = (1..=17).collect::<Vec<u16>>();
+    let places = order.iter().map(|n| format!("${n}")).collect::<Vec<_>>();
+    let one = format!("{EVERY_HEAD}VALUES ({})", places.join(", "));
+    let mut session = fixture.session().await;
+    session.execute(EVERY_TYPE, &[]).await.unwrap();
+    session.begin().await.unwrap();
+    let insert = RowsInsert {
+        text: &one,
+        head: EVERY_HEAD,
+        order: &order,
+        rows: &rows,
+    };
+    assert!(session.insert_rows(insert).await.unwrap());
+    const ALL: &str = "SELECT CAST(t_every AS text) FROM t_every";
+    let together = self::rows(&mut *session, ALL, &[]).await;
+    session.execute("DELETE FROM t_every", &[]).await.unwrap();
+    for row in &rows {
+        session.execute(&one, row).await.unwrap();
+    }
+    assert_eq!(self::rows(&mut *session, ALL, &[]).await, together);
+    assert_eq!(together.len(), 301);
+    session.rollback().await.unwrap();
+}
+
+async fn rows_of_a_type_without_arrays_are_left_to_the_common_way(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    for statement in [
+        "CREATE DOMAIN positive AS integer CHECK (VALUE > 0)",
+        "CREATE TABLE t_domain (n positive)",
+    ] {
+        session.execute(statement, &[]).await.unwrap();
+    }
+    session.begin().await.unwrap();
+    let insert = RowsInsert {
+        text: "INSERT INTO t_domain (n) VALUES ($1)",
+        head: "INSERT INTO t_domain (n) ",
+        order: &[1],
+        rows: &[&[Value::S64(1)], &[Value::S64(2)]],
+    };
+    assert!(!session.insert_rows(insert).await.unwrap());
+    let count = rows(&mut *session, "SELECT count(*) FROM t_domain", &[]).await;
+    assert_eq!(count, [[Value::S64(0)]]);
+    session.rollback().await.unwrap();
 }
 
 async fn a_value_that_does_not_fit_is_refused_before_it_is_sent(fixture: &Fixture) {

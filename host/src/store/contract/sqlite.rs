@@ -171,7 +171,7 @@ async fn a_full_disk_is_noticed() {
     // Whether SQLite keeps the transaction is its own choice; what matters is that it is known.
     let kept = session.alive().await;
     let finished = session.finish(consumer, &[b"k"]).await;
-    assert_eq!(finished.is_ok_and(|count| count == 1), kept);
+    assert_eq!(finished.is_ok_and(|finished| finished.claims == 1), kept);
     session.rollback().await.unwrap();
     assert_eq!(session.entries(consumer, &[b"k"]).await.unwrap(), [None]);
     drop(session);
@@ -189,9 +189,16 @@ async fn claims_that_were_not_finished_are_not_committed() {
         .await
         .unwrap();
     assert!(matches!(session.commit().await, Err(StoreError::Broken(_))));
-    assert_eq!(session.finish(consumer, &[b"a"]).await.unwrap(), 1);
+    assert_eq!(session.finish(consumer, &[b"a"]).await.unwrap().claims, 1);
     assert!(matches!(session.commit().await, Err(StoreError::Broken(_))));
-    assert_eq!(session.finish(consumer, &[b"a", b"b"]).await.unwrap(), 1);
+    assert_eq!(
+        session
+            .finish(consumer, &[b"a", b"b"])
+            .await
+            .unwrap()
+            .claims,
+        1
+    );
     session.commit().await.unwrap();
     assert_eq!(
         session.ledger_counts(consumer).await.unwrap(),

@@ -89,7 +89,11 @@ async fn a_savepoint_takes_back_what_came_after_it_and_nothing_else(fixture: &Fi
     };
     assert_eq!(session.settle(consumer, &[parked]).await.unwrap(), 1);
     assert_eq!(
-        session.finish(consumer, &[b"a", b"b", b"c"]).await.unwrap(),
+        session
+            .finish(consumer, &[b"a", b"b", b"c"])
+            .await
+            .unwrap()
+            .claims,
         3
     );
     session.commit().await.unwrap();

@@ -164,7 +164,13 @@ async fn due_rows_come_oldest_first_and_others_do_not_come(fixture: &Fixture) {
     .await;
     let next = session.waiting_next(consumer).await.unwrap().unwrap();
     assert!(next > HOUR / 2 && next <= HOUR, "{next:?}");
-    assert!(session.waiting_due(consumer, 10).await.unwrap().is_empty());
+    assert!(
+        session
+            .waiting_due(consumer, false, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     put(
         &mut *session,
         consumer,
@@ -183,9 +189,12 @@ async fn due_rows_come_oldest_first_and_others_do_not_come(fixture: &Fixture) {
         session.waiting_next(consumer).await.unwrap(),
         Some(Duration::ZERO)
     );
-    let due = session.waiting_due(consumer, 10).await.unwrap();
+    let due = session.waiting_due(consumer, false, 10).await.unwrap();
     assert_eq!(due, [(b"b".to_vec(), -7), (b"a".to_vec(), -7)]);
-    assert_eq!(session.waiting_due(consumer, 1).await.unwrap().len(), 1);
+    assert_eq!(
+        session.waiting_due(consumer, false, 1).await.unwrap().len(),
+        1
+    );
     for id in [&b"later"[..], b"held", b"parked", b"absent"] {
         assert_eq!(session.waiting_lock(consumer, id).await.unwrap(), None);
         assert_eq!(session.waiting_start(consumer, id).await.unwrap(), None);
@@ -210,7 +219,10 @@ async fn a_row_that_runs_is_not_run_by_another_host(fixture: &Fixture) {
     let mut second = fixture.session().await;
     assert_eq!(second.waiting_lock(consumer, b"id").await.unwrap(), None);
     assert_eq!(second.waiting_start(consumer, b"id").await.unwrap(), None);
-    assert_eq!(second.waiting_due(consumer, 10).await.unwrap().len(), 1);
+    assert_eq!(
+        second.waiting_due(consumer, false, 10).await.unwrap().len(),
+        1
+    );
     first.rollback().await.unwrap();
     assert!(
         second
@@ -290,7 +302,7 @@ async fn a_replayed_row_runs_again_from_the_first_attempt(fixture: &Fixture) {
     );
     assert_eq!(fate(&mut *session, consumer, b"b").await, (Fate::Parked, 5));
     assert_eq!(
-        session.waiting_due(consumer, 10).await.unwrap(),
+        session.waiting_due(consumer, false, 10).await.unwrap(),
         [(b"a".to_vec(), -7)]
     );
     let row = session.waiting_lock(consumer, b"a").await.unwrap().unwrap();
@@ -312,7 +324,13 @@ async fn a_discarded_row_is_gone_and_its_key_is_not(fixture: &Fixture) {
     assert_eq!(session.waiting_discard(&[b"a", b"b"]).await.unwrap(), 2);
     assert_eq!(fate(&mut *session, consumer, b"a").await.0, Fate::Discarded);
     assert!(session.waiting_list(&filter()).await.unwrap().is_empty());
-    assert_eq!(session.sweep(consumer, b"", 10).await.unwrap(), (None, 0));
+    assert_eq!(
+        session
+            .sweep(consumer, Duration::ZERO, b"", 10)
+            .await
+            .unwrap(),
+        (None, 0)
+    );
     assert_eq!(session.waiting_discard(&[b"a"]).await.unwrap(), 0);
 }
 

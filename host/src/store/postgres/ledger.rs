@@ -1,8 +1,7 @@
 //! The statements of `hapax_ledger`.
 //!
 //! `claim` writes the final fate at once, so that `finish` has nothing to rewrite. Claims and takes answer the
-//! number of their transaction; `finish` counts what they claimed, and COMMIT is sent behind a check that
-//! the transaction still has that number. Rows that it has claimed can then not be missing: no claim is made
+//! number of their transaction; `finish` counts what they claimed, if the transaction still has that number. Rows that it has claimed can then not be missing: no claim is made
 //! under a savepoint, and nothing but the host writes the table. Looking for the rows would cost a scan of
 //! the whole table as long as the planner takes it for small.
 
@@ -12,7 +11,7 @@ use std::time::Duration;
 use super::session::{PgQuery, PostgresSession, column};
 use crate::store::stored::{broken, timestamp_seconds};
 use crate::store::{
-    Claim, ClaimRule, ConsumerId, Entry, Fate, Session, Settlement, StoreError, stored,
+    Claim, ClaimRule, ConsumerId, Entry, Fate, Finished, Session, Settlement, StoreError, stored,
 };
 
 /// The keys that the open transaction has claimed.
@@ -37,15 +36,6 @@ impl Claims {
 
     fn has(&self, key: &[u8]) -> bool {
         self.keys.contains(key)
-    }
-
-    /// A command that fails unless the claims belong to the open transaction.
-    pub(super) fn check(&self) -> String {
-        self.transaction
-            .map(|number| {
-                format!("SELECT 1 / coalesce((txid_current_if_assigned() = {number})::int, 0); ")
-            })
-            .unwrap_or_default()
     }
 
     pub(super) fn clear(&mut self) {
@@ -198,9 +188,85 @@ impl PostgresSession {
         self.touch(upsert).await
     }
 
-    pub(super) fn ledger_finish(&mut self, keys: &[&[u8]]) -> Result<u64, StoreError> {
-        self.usable()?;
-        Ok(keys.iter().filter(|key| self.claims.has(key)).count() as u64)
+    pub(super) async fn ledger_finish(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Finished, StoreError> {
+        let select = self
+            .statement(
+                "SELECT coalesce(txid_current_if_assigned() = $2, false), \
+                 (SELECT (extract(epoch FROM horizon) * 1000000)::bigint FROM @hapax_consumer WHERE id = $1)",
+            )
+            .bind(consumer.0)
+            .bind(self.claims.transaction);
+        let row = self.row(select).await?;
+        let row = row.ok_or_else(|| StoreError::Broken("finish has no answer".to_owned()))?;
+        let claimed = keys.iter().filter(|key| self.claims.has(key)).count();
+        Ok(Finished {
+            claims: if column(&row, 0)? { claimed as u64 } else { 0 },
+            horizon: column(&row, 1)?,
+        })
+    }
+
+    pub(super) async fn ledger_keep_replies(
+        &mut self,
+        consumer: ConsumerId,
+        replies: &[(&[u8], Vec<u8>)],
+    ) -> Result<u64, StoreError> {
+        let (keys, texts): (Vec<&[u8]>, Vec<&[u8]>) = replies
+            .iter()
+            .filter(|(key, _)| self.claims.has(key))
+            .map(|(key, reply)| (*key, reply.as_slice()))
+            .unzip();
+        // As in `ledger_settle`.
+        let upsert = self
+            .statement(
+                "INSERT INTO @hapax_ledger AS l (consumer, key, fate, attempts, fingerprint, plugin, reply) \
+                 SELECT $1, r.key, 1, 0, '', '', r.reply FROM unnest($2::bytea[], $3::bytea[]) AS r (key, reply) \
+                 ON CONFLICT (consumer, key) DO UPDATE SET reply = excluded.reply",
+            )
+            .bind(consumer.0)
+            .bind(keys)
+            .bind(texts);
+        self.touch(upsert).await
+    }
+
+    pub(super) async fn ledger_replies(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        // As in `ledger_entries`.
+        let select = self
+            .statement(
+                "SELECT l.key, l.reply FROM unnest($2::bytea[]) AS k (key) CROSS JOIN LATERAL \
+                 (SELECT * FROM @hapax_ledger WHERE consumer = $1 AND key = k.key LIMIT 1) AS l \
+                 WHERE l.reply IS NOT NULL",
+            )
+            .persistent(false)
+            .bind(consumer.0)
+            .bind(keys);
+        let mut found = HashMap::<Vec<u8>, Vec<u8>>::new();
+        for row in self.rows(select).await? {
+            found.insert(column(&row, 0)?, column(&row, 1)?);
+        }
+        Ok(keys.iter().map(|key| found.get(*key).cloned()).collect())
+    }
+
+    pub(super) async fn ledger_note_retention(
+        &mut self,
+        consumer: ConsumerId,
+        retention: Duration,
+    ) -> Result<(), StoreError> {
+        let update = self
+            .statement(
+                "UPDATE @hapax_consumer SET shortest_retention = least(shortest_retention, $2) \
+                 WHERE id = $1 AND (shortest_retention IS NULL OR shortest_retention > $2)",
+            )
+            .bind(consumer.0)
+            .bind(stored::micros(retention));
+        self.touch(update).await.map(|_| ())
     }
 
     pub(super) async fn ledger_record_start(
@@ -284,17 +350,19 @@ impl PostgresSession {
     pub(super) async fn ledger_sweep(
         &mut self,
         consumer: ConsumerId,
+        retention: Duration,
         after: &[u8],
         limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
         self.begin().await?;
-        let swept = self.sweep_page(consumer, after, limit).await;
+        let swept = self.sweep_page(consumer, retention, after, limit).await;
         self.finish_own(swept).await
     }
 
     async fn sweep_page(
         &mut self,
         consumer: ConsumerId,
+        retention: Duration,
         after: &[u8],
         limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
@@ -305,22 +373,27 @@ impl PostgresSession {
         // Rows that somebody has locked are skipped, so that the sweep never waits for a lane.
         let sweep = self
             .statement(
-                "WITH page AS MATERIALIZED (SELECT key FROM @hapax_ledger \
+                "WITH shortest AS MATERIALIZED (SELECT coalesce(shortest_retention, $4) AS micros \
+                 FROM @hapax_consumer WHERE id = $1), \
+                 page AS MATERIALIZED (SELECT key FROM @hapax_ledger \
                  WHERE consumer = $1 AND key > $2 ORDER BY key LIMIT $3), \
                  expired AS MATERIALIZED (SELECT key FROM @hapax_ledger \
                  WHERE consumer = $1 AND key = ANY(ARRAY(SELECT key FROM page)) \
-                 AND expires_at <= now() AND fate NOT IN (2, 3) FOR UPDATE SKIP LOCKED), \
+                 AND expires_at <= now() - ($4 - (SELECT micros FROM shortest)) * interval '1 microsecond' \
+                 AND fate NOT IN (2, 3) FOR UPDATE SKIP LOCKED), \
                  gone AS (DELETE FROM @hapax_ledger \
                  WHERE consumer = $1 AND key = ANY(ARRAY(SELECT key FROM expired)) RETURNING expires_at), \
                  raised AS (UPDATE @hapax_consumer SET \
-                 horizon = greatest(horizon, (SELECT max(expires_at) FROM gone)) \
+                 horizon = greatest(horizon, (SELECT max(expires_at) FROM gone) \
+                 - (SELECT micros FROM shortest) * interval '1 microsecond') \
                  WHERE id = $1 AND EXISTS (SELECT FROM gone)) \
                  SELECT (SELECT count(*) FROM page), (SELECT key FROM page ORDER BY key DESC LIMIT 1), \
                  (SELECT count(*) FROM gone)",
             )
             .bind(consumer.0)
             .bind(after)
-            .bind(i64::from(limit));
+            .bind(i64::from(limit))
+            .bind(stored::micros(retention));
         let row = self.row(sweep).await?;
         let row = row.ok_or_else(|| StoreError::Broken("the sweep has no answer".to_owned()))?;
         let last = if column::<i64>(&row, 0)? < i64::from(limit) {

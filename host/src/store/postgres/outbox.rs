@@ -242,7 +242,7 @@ impl PostgresSession {
     }
 }
 
-fn record(row: &PgRow) -> Result<OutboxRecord, StoreError> {
+pub(super) fn record(row: &PgRow) -> Result<OutboxRecord, StoreError> {
     Ok(OutboxRecord {
         sequence: column(row, 0)?,
         attempts: column(row, 1)?,

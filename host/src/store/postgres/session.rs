@@ -17,9 +17,9 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
 use super::errors::Refusal;
 use super::ledger::Claims;
 use crate::store::{
-    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Rows, RowsInsert, Session, Settlement, Status, StoreError, Value,
-    WaitingFilter, WaitingRecord, WaitingRow,
+    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
+    OutboxRecord, OutboxRow, Rows, RowsInsert, Session, Settlement, Status, StoreError, Upkeep,
+    Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
@@ -223,12 +223,6 @@ impl PostgresSession {
     /// The answer to COMMIT was an error.
     fn uncommitted(&mut self, connection: PgConnection, refusal: Refusal) -> StoreError {
         match refusal.error {
-            // What the check before COMMIT answers when the claims are in another transaction.
-            StoreError::Statement { code, .. } if code == "22012" => {
-                self.failed = true;
-                self.connection = Some(connection);
-                StoreError::TransactionLost("the claims are in another transaction".to_owned())
-            }
             error @ StoreError::TransactionLost(_) => {
                 self.failed = true;
                 self.connection = Some(connection);
@@ -283,9 +277,9 @@ impl Session for PostgresSession {
         // Postgres answers COMMIT of a dead transaction with the tag ROLLBACK and no error; SET LOCAL
         // fails there instead, and nothing after it is run. The timeout must not fire while COMMIT waits
         // for a standby: it would end the wait with a warning, and the commit would look replicated.
-        let check = self.claims.check();
-        let commit = format!("{check}SET LOCAL statement_timeout = 0; COMMIT");
-        let result = connection.execute(AssertSqlSafe(commit)).await;
+        let result = connection
+            .execute("SET LOCAL statement_timeout = 0; COMMIT")
+            .await;
         match result {
             Ok(_) => {
                 self.connection = Some(connection);
@@ -377,10 +371,28 @@ impl Session for PostgresSession {
         self.ledger_settle(consumer, settlements).await
     }
 
-    async fn finish(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
-        // The keys of a session's transactions are those of one lane, and so of one consumer.
-        let _ = consumer;
-        self.ledger_finish(keys)
+    async fn finish(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Finished, StoreError> {
+        self.ledger_finish(consumer, keys).await
+    }
+
+    async fn keep_replies(
+        &mut self,
+        consumer: ConsumerId,
+        replies: &[(&[u8], Vec<u8>)],
+    ) -> Result<u64, StoreError> {
+        self.ledger_keep_replies(consumer, replies).await
+    }
+
+    async fn replies(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.ledger_replies(consumer, keys).await
     }
 
     async fn record_start(
@@ -402,13 +414,22 @@ impl Session for PostgresSession {
         self.ledger_count(consumer).await
     }
 
+    async fn note_retention(
+        &mut self,
+        consumer: ConsumerId,
+        retention: Duration,
+    ) -> Result<(), StoreError> {
+        self.ledger_note_retention(consumer, retention).await
+    }
+
     async fn sweep(
         &mut self,
         consumer: ConsumerId,
+        retention: Duration,
         after: &[u8],
         limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
-        self.ledger_sweep(consumer, after, limit).await
+        self.ledger_sweep(consumer, retention, after, limit).await
     }
 
     async fn waiting_put(
@@ -422,9 +443,30 @@ impl Session for PostgresSession {
     async fn waiting_due(
         &mut self,
         consumer: ConsumerId,
+        in_line: bool,
         limit: u32,
     ) -> Result<Vec<(Vec<u8>, i64)>, StoreError> {
-        self.due_waiting(consumer, limit).await
+        self.due_waiting(consumer, in_line, limit).await
+    }
+
+    async fn waiting_lines(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: &[i64],
+    ) -> Result<Vec<(i64, u64)>, StoreError> {
+        self.lines_waiting(consumer, partitions).await
+    }
+
+    async fn waiting_release(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: Option<&[i64]>,
+    ) -> Result<u64, StoreError> {
+        self.release_waiting(consumer, partitions).await
+    }
+
+    async fn waiting_held(&mut self, consumer: ConsumerId) -> Result<u64, StoreError> {
+        self.held_waiting(consumer).await
     }
 
     async fn waiting_next(&mut self, consumer: ConsumerId) -> Result<Option<Duration>, StoreError> {
@@ -566,5 +608,9 @@ impl Session for PostgresSession {
 
     async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError> {
         self.guest_execute(statement, parameters).await
+    }
+
+    fn upkeep(&mut self) -> &mut dyn Upkeep {
+        self
     }
 }

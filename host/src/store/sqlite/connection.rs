@@ -21,6 +21,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::errors::Refusal;
 use super::guest::Described;
 use super::lock::ProcessLock;
+use super::marks::Marks;
+use crate::failpoint::{self, Point};
 use crate::store::{Dialect, SessionOptions, StoreError, migrate};
 
 pub(super) type SqliteQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
@@ -30,6 +32,7 @@ pub(super) struct Shared {
     path: PathBuf,
     options: SessionOptions,
     slot: Arc<Mutex<Slot>>,
+    pub(super) marks: Marks,
     _lock: ProcessLock,
 }
 
@@ -76,6 +79,7 @@ impl Shared {
             path,
             options,
             slot: Arc::new(Mutex::new(slot)),
+            marks: Marks::default(),
             _lock: lock,
         }
     }
@@ -279,14 +283,18 @@ impl Slot {
     pub async fn migrate(&mut self) -> Result<Vec<String>, StoreError> {
         self.begin().await?;
         let result = self.apply().await;
-        self.end(result).await
+        let migrated = self.end(result).await;
+        failpoint::pass(Point::AfterMigration);
+        migrated
     }
 
     async fn apply(&mut self) -> Result<Vec<String>, StoreError> {
         let schema = self.schema_number().await?;
         let pending = migrate::pending(schema)?;
+        failpoint::pass(Point::BeforeMigration);
         self.command(AssertSqlSafe(migrate::script(Dialect::Sqlite, schema)))
             .await?;
+        failpoint::pass(Point::MidMigration);
         Ok(pending)
     }
 

@@ -6,13 +6,14 @@
 //! committed.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
 use super::connection::{Slot, column, now};
 use super::rows::{marks, pieces, values};
 use crate::store::stored::{broken, micros, timestamp_seconds};
-use crate::store::{Claim, ClaimRule, ConsumerId, Entry, Fate, Settlement, StoreError};
+use crate::store::{Claim, ClaimRule, ConsumerId, Entry, Fate, Finished, Settlement, StoreError};
 
 fn expires_at(rule: ClaimRule<'_>, claim: &Claim<'_>) -> Option<i64> {
     let sent = timestamp_seconds(claim.timestamp_seconds).map_or(0, |seconds| seconds * 1_000_000);
@@ -20,7 +21,7 @@ fn expires_at(rule: ClaimRule<'_>, claim: &Claim<'_>) -> Option<i64> {
         .map(|retention| now().max(sent) + micros(retention))
 }
 
-fn fate(number: i64) -> Result<Fate, StoreError> {
+pub(super) fn fate(number: i64) -> Result<Fate, StoreError> {
     let number = if number == 0 {
         Fate::Committed as i64
     } else {
@@ -141,8 +142,8 @@ impl Slot {
         &mut self,
         consumer: ConsumerId,
         keys: &[&[u8]],
-    ) -> Result<u64, StoreError> {
-        let mut changed = 0;
+    ) -> Result<Finished, StoreError> {
+        let mut claims = 0;
         for piece in pieces(keys.len()) {
             let keys = &keys[piece];
             let text = format!(
@@ -154,9 +155,66 @@ impl Slot {
             for key in keys {
                 update = update.bind(*key);
             }
+            claims += self.touch(update).await?;
+        }
+        let horizon =
+            sqlx::query("SELECT horizon FROM hapax_consumer WHERE id = ?").bind(consumer.0);
+        let horizon = match self.row(horizon).await? {
+            Some(row) => column(&row, 0)?,
+            None => None,
+        };
+        Ok(Finished { claims, horizon })
+    }
+
+    pub async fn keep_replies(
+        &mut self,
+        consumer: ConsumerId,
+        replies: &[(&[u8], Vec<u8>)],
+    ) -> Result<u64, StoreError> {
+        let mut changed = 0;
+        for (key, reply) in replies {
+            let update = sqlx::query(
+                "UPDATE hapax_ledger SET reply = ? WHERE consumer = ? AND key = ? AND fate <= 0",
+            )
+            .bind(reply.as_slice())
+            .bind(consumer.0)
+            .bind(*key);
             changed += self.touch(update).await?;
         }
         Ok(changed)
+    }
+
+    pub async fn replies(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let mut replies = Vec::with_capacity(keys.len());
+        for key in keys {
+            let select =
+                sqlx::query("SELECT reply FROM hapax_ledger WHERE consumer = ? AND key = ?")
+                    .bind(consumer.0)
+                    .bind(*key);
+            replies.push(match self.row(select).await? {
+                Some(row) => column(&row, 0)?,
+                None => None,
+            });
+        }
+        Ok(replies)
+    }
+
+    pub async fn note_retention(
+        &mut self,
+        consumer: ConsumerId,
+        retention: Duration,
+    ) -> Result<(), StoreError> {
+        let update = sqlx::query(
+            "UPDATE hapax_consumer SET shortest_retention = min(coalesce(shortest_retention, ?1), ?1) \
+             WHERE id = ?2",
+        )
+        .bind(micros(retention))
+        .bind(consumer.0);
+        self.touch(update).await.map(|_| ())
     }
 
     pub async fn record_start(
@@ -219,9 +277,18 @@ impl Slot {
     pub async fn sweep(
         &mut self,
         consumer: ConsumerId,
+        retention: Duration,
         after: &[u8],
         limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
+        let shortest = sqlx::query("SELECT shortest_retention FROM hapax_consumer WHERE id = ?")
+            .bind(consumer.0);
+        let shortest = match self.row(shortest).await? {
+            Some(row) => column::<Option<i64>>(&row, 0)?,
+            None => None,
+        };
+        let retention = micros(retention);
+        let shortest = shortest.unwrap_or(retention);
         let page = sqlx::query(
             "SELECT key, fate, expires_at FROM hapax_ledger WHERE consumer = ? AND key > ? ORDER BY key LIMIT ?",
         )
@@ -229,14 +296,15 @@ impl Slot {
         .bind(after)
         .bind(limit);
         let page = self.rows(page).await?;
-        let now = now();
+        // A row that was claimed under the shortest retention has lived for the one of now when this is over.
+        let over = now() - (retention - shortest);
         let (mut expired, mut horizon): (Vec<&[u8]>, i64) = (Vec::new(), 0);
         for row in &page {
             let waits = matches!(fate(column(row, 1)?)?, Fate::Waiting | Fate::Parked);
             match column::<Option<i64>>(row, 2)? {
-                Some(expires_at) if expires_at <= now && !waits => {
+                Some(expires_at) if expires_at <= over && !waits => {
                     expired.push(column(row, 0)?);
-                    horizon = horizon.max(expires_at);
+                    horizon = horizon.max(expires_at - shortest);
                 }
                 _ => {}
             }

@@ -202,7 +202,7 @@ impl Slot {
     }
 }
 
-fn record(row: &SqliteRow) -> Result<OutboxRecord, StoreError> {
+pub(super) fn record(row: &SqliteRow) -> Result<OutboxRecord, StoreError> {
     Ok(OutboxRecord {
         sequence: column(row, 0)?,
         attempts: column(row, 1)?,

@@ -9,9 +9,10 @@ use sqlx::AssertSqlSafe;
 use tokio::sync::OwnedMutexGuard;
 
 use super::connection::{Shared, Slot};
+use super::marks::OwnMarks;
 use crate::store::{
-    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Status, StoreError, Value,
+    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
+    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Status, StoreError, Upkeep, Value,
     WaitingFilter, WaitingRecord, WaitingRow,
 };
 
@@ -22,6 +23,7 @@ pub(super) struct SqliteSession {
     slot: Option<OwnedMutexGuard<Slot>>,
     /// How many fates are provisional: see the ledger.
     unfinished: u64,
+    pub(super) marks: OwnMarks,
 }
 
 /// The connection for one call: the transaction's, or taken for the call.
@@ -52,10 +54,12 @@ impl DerefMut for Lease<'_> {
 
 impl SqliteSession {
     pub fn new(shared: Arc<Shared>) -> Self {
+        let marks = OwnMarks::new(shared.marks.clone());
         Self {
             shared,
             slot: None,
             unfinished: 0,
+            marks,
         }
     }
 
@@ -199,10 +203,30 @@ impl Session for SqliteSession {
         self.transaction()?.settle(consumer, settlements).await
     }
 
-    async fn finish(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
+    async fn finish(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Finished, StoreError> {
         let finished = self.transaction()?.finish(consumer, keys).await?;
-        self.unfinished = self.unfinished.saturating_sub(finished);
+        self.unfinished = self.unfinished.saturating_sub(finished.claims);
         Ok(finished)
+    }
+
+    async fn keep_replies(
+        &mut self,
+        consumer: ConsumerId,
+        replies: &[(&[u8], Vec<u8>)],
+    ) -> Result<u64, StoreError> {
+        self.transaction()?.keep_replies(consumer, replies).await
+    }
+
+    async fn replies(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.lease().await?.replies(consumer, keys).await
     }
 
     async fn record_start(
@@ -227,15 +251,27 @@ impl Session for SqliteSession {
         self.lease().await?.ledger_counts(consumer).await
     }
 
+    async fn note_retention(
+        &mut self,
+        consumer: ConsumerId,
+        retention: Duration,
+    ) -> Result<(), StoreError> {
+        self.lease()
+            .await?
+            .note_retention(consumer, retention)
+            .await
+    }
+
     async fn sweep(
         &mut self,
         consumer: ConsumerId,
+        retention: Duration,
         after: &[u8],
         limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
         let mut slot = self.alone().await?;
         slot.begin().await?;
-        let result = slot.sweep(consumer, after, limit).await;
+        let result = slot.sweep(consumer, retention, after, limit).await;
         slot.end(result).await
     }
 
@@ -250,9 +286,38 @@ impl Session for SqliteSession {
     async fn waiting_due(
         &mut self,
         consumer: ConsumerId,
+        in_line: bool,
         limit: u32,
     ) -> Result<Vec<(Vec<u8>, i64)>, StoreError> {
-        self.lease().await?.waiting_due(consumer, limit).await
+        self.lease()
+            .await?
+            .waiting_due(consumer, in_line, limit)
+            .await
+    }
+
+    async fn waiting_lines(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: &[i64],
+    ) -> Result<Vec<(i64, u64)>, StoreError> {
+        self.transaction()?
+            .waiting_lines(consumer, partitions)
+            .await
+    }
+
+    async fn waiting_release(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: Option<&[i64]>,
+    ) -> Result<u64, StoreError> {
+        self.lease()
+            .await?
+            .waiting_release(consumer, partitions)
+            .await
+    }
+
+    async fn waiting_held(&mut self, consumer: ConsumerId) -> Result<u64, StoreError> {
+        self.lease().await?.waiting_held(consumer).await
     }
 
     async fn waiting_next(&mut self, consumer: ConsumerId) -> Result<Option<Duration>, StoreError> {
@@ -415,6 +480,10 @@ impl Session for SqliteSession {
 
     async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError> {
         self.lease().await?.execute(statement, parameters).await
+    }
+
+    fn upkeep(&mut self) -> &mut dyn Upkeep {
+        self
     }
 
     fn queues(&mut self) -> Option<&mut dyn Queues> {

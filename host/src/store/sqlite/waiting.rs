@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteRow;
 
-use super::connection::{Slot, column, now};
+use super::connection::{Slot, SqliteQuery, column, now};
 use super::rows::{marks, pieces, values};
 use crate::store::stored::{broken, distinct, message, micros, text};
 use crate::store::{ConsumerId, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow};
@@ -14,8 +14,30 @@ use crate::store::{ConsumerId, Status, StoreError, WaitingFilter, WaitingRecord,
 macro_rules! columns {
     () => {
         "w.id, w.key, w.fingerprint, w.partition, w.status, w.attempts, w.code, w.error, w.stderr, \
-         w.backtrace, w.plugin, w.trace_id, w.queue, w.exchange, w.routing_key, w.properties, w.body"
+         w.backtrace, w.plugin, w.trace_id, w.queue, w.exchange, w.routing_key, w.properties"
     };
+}
+
+/// Which rows an operator means. `bind_filter` binds what it asks for.
+macro_rules! filtered {
+    () => {
+        " FROM hapax_waiting w JOIN hapax_consumer c ON c.id = w.consumer \
+         WHERE (?1 IS NULL OR c.name = ?1) AND (?2 IS NULL OR w.status = ?2) \
+         AND (?3 IS NULL OR w.code = ?3) AND (?4 IS NULL OR substr(w.id, 1, length(?4)) = ?4) \
+         AND (?5 IS NULL OR w.key = ?5) AND (?6 IS NULL OR w.failed_at >= ?6) \
+         AND (?7 IS NULL OR w.failed_at < ?7)"
+    };
+}
+
+fn bind_filter<'q>(query: SqliteQuery<'q>, filter: &'q WaitingFilter) -> SqliteQuery<'q> {
+    query
+        .bind(filter.consumer.as_deref())
+        .bind(filter.status.map(Status::as_str))
+        .bind(filter.code.as_deref())
+        .bind(filter.id_prefix.as_deref())
+        .bind(filter.key.as_deref())
+        .bind(filter.since)
+        .bind(filter.until)
 }
 
 impl Slot {
@@ -73,7 +95,7 @@ impl Slot {
                 .bind(row.message.body.as_ref())
                 .bind(now)
                 .bind(now)
-                .bind((row.status != Status::Parked).then(|| now + micros(*due)));
+                .bind((row.status == Status::Retry).then(|| now + micros(*due)));
         }
         self.touch(insert).await.map(|_| ())
     }
@@ -81,20 +103,103 @@ impl Slot {
     pub async fn waiting_due(
         &mut self,
         consumer: ConsumerId,
+        in_line: bool,
         limit: u32,
     ) -> Result<Vec<(Vec<u8>, i64)>, StoreError> {
         let select = sqlx::query(
-            "SELECT id, partition FROM hapax_waiting WHERE consumer = ? AND status = 'retry' AND due_at <= ? \
-             ORDER BY due_at LIMIT ?",
+            "SELECT w.id, w.partition FROM hapax_waiting w \
+             WHERE w.consumer = ?1 AND w.status = 'retry' AND w.due_at <= ?2 \
+             AND (NOT ?3 OR w.key IS NULL OR NOT EXISTS (SELECT 1 FROM hapax_waiting e \
+             WHERE e.consumer = ?1 AND e.partition = w.partition AND e.key IS NOT NULL \
+             AND e.arrival < w.arrival)) ORDER BY w.due_at LIMIT ?4",
         )
         .bind(consumer.0)
         .bind(now())
+        .bind(in_line)
         .bind(limit);
         self.rows(select)
             .await?
             .iter()
             .map(|row| Ok((column(row, 0)?, column(row, 1)?)))
             .collect()
+    }
+
+    /// One writer: nobody else sees a line while a transaction is open.
+    pub async fn waiting_lines(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: &[i64],
+    ) -> Result<Vec<(i64, u64)>, StoreError> {
+        let mut lines = Vec::new();
+        for piece in pieces(partitions.len()) {
+            let partitions = &partitions[piece];
+            let text = format!(
+                "SELECT partition, count(*) FILTER (WHERE status = 'held') FROM hapax_waiting \
+                 WHERE consumer = ? AND partition IN ({}) AND key IS NOT NULL GROUP BY partition",
+                marks(partitions.len())
+            );
+            let mut select = sqlx::query(AssertSqlSafe(text)).bind(consumer.0);
+            for partition in partitions {
+                select = select.bind(*partition);
+            }
+            for row in self.rows(select).await? {
+                lines.push((column(&row, 0)?, column::<i64>(&row, 1)?.unsigned_abs()));
+            }
+        }
+        Ok(lines)
+    }
+
+    pub async fn waiting_release(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: Option<&[i64]>,
+    ) -> Result<u64, StoreError> {
+        let Some(partitions) = partitions else {
+            let held = sqlx::query(
+                "SELECT DISTINCT partition FROM hapax_waiting WHERE consumer = ? AND status = 'held'",
+            )
+            .bind(consumer.0);
+            let all = self
+                .rows(held)
+                .await?
+                .iter()
+                .map(|row| column(row, 0))
+                .collect::<Result<Vec<i64>, _>>()?;
+            return self.release_lines(consumer, &all).await;
+        };
+        self.release_lines(consumer, partitions).await
+    }
+
+    async fn release_lines(
+        &mut self,
+        consumer: ConsumerId,
+        partitions: &[i64],
+    ) -> Result<u64, StoreError> {
+        let mut released = 0;
+        for partition in partitions {
+            let update = sqlx::query(
+                "UPDATE hapax_waiting SET status = 'retry', due_at = ?1, starts = 0 \
+                 WHERE status = 'held' AND arrival = (SELECT min(arrival) FROM hapax_waiting \
+                 WHERE consumer = ?2 AND partition = ?3 AND key IS NOT NULL)",
+            )
+            .bind(now())
+            .bind(consumer.0)
+            .bind(partition);
+            released += self.touch(update).await?;
+        }
+        Ok(released)
+    }
+
+    pub async fn waiting_held(&mut self, consumer: ConsumerId) -> Result<u64, StoreError> {
+        let select = sqlx::query(
+            "SELECT coalesce(max(held), 0) FROM (SELECT count(*) AS held FROM hapax_waiting \
+             WHERE consumer = ? AND status = 'held' GROUP BY partition)",
+        )
+        .bind(consumer.0);
+        match self.row(select).await? {
+            Some(row) => Ok(column::<i64>(&row, 0)?.unsigned_abs()),
+            None => Ok(0),
+        }
     }
 
     pub async fn waiting_next(
@@ -120,7 +225,7 @@ impl Slot {
         let select = sqlx::query(concat!(
             "SELECT ",
             columns!(),
-            " FROM hapax_waiting w WHERE w.consumer = ? AND w.id = ? AND w.status = 'retry' AND w.due_at <= ?"
+            ", w.body FROM hapax_waiting w WHERE w.consumer = ? AND w.id = ? AND w.status = 'retry' AND w.due_at <= ?"
         ))
         .bind(consumer.0)
         .bind(id)
@@ -190,18 +295,17 @@ impl Slot {
         let select = sqlx::query(concat!(
             "SELECT ",
             columns!(),
-            ", c.name, w.first_failed_at, w.failed_at, w.due_at \
-             FROM hapax_waiting w JOIN hapax_consumer c ON c.id = w.consumer \
-             WHERE (?1 IS NULL OR c.name = ?1) AND (?2 IS NULL OR w.status = ?2) \
-             AND (?3 IS NULL OR w.code = ?3) AND (?4 IS NULL OR substr(w.id, 1, length(?4)) = ?4) \
-             AND (?5 IS NULL OR w.key = ?5) ORDER BY w.failed_at DESC, w.id LIMIT ?6"
-        ))
-        .bind(filter.consumer.as_deref())
-        .bind(filter.status.map(Status::as_str))
-        .bind(filter.code.as_deref())
-        .bind(filter.id_prefix.as_deref())
-        .bind(filter.key.as_deref())
-        .bind(filter.limit);
+            ", CASE WHEN ?8 THEN x'' ELSE w.body END, c.name, w.first_failed_at, w.failed_at, w.due_at",
+            filtered!(),
+            " AND (?9 IS NULL OR w.failed_at < ?9 OR (w.failed_at = ?9 AND w.id > ?10)) \
+             ORDER BY w.failed_at DESC, w.id LIMIT ?11"
+        ));
+        let (after, after_id) = filter.after.clone().unzip();
+        let select = bind_filter(select, filter)
+            .bind(filter.without_bodies)
+            .bind(after)
+            .bind(after_id)
+            .bind(filter.limit);
         let rows = self.rows(select).await?;
         rows.iter()
             .map(|row| {
@@ -223,7 +327,8 @@ impl Slot {
             let text = format!(
                 "UPDATE hapax_waiting SET status = 'retry', attempts = 0, starts = 0, due_at = ? \
                  WHERE consumer IN (SELECT id FROM hapax_consumer) AND id IN ({}) AND status = 'parked' \
-                 RETURNING consumer, key",
+                 AND NOT EXISTS (SELECT 1 FROM hapax_ledger l WHERE l.consumer = hapax_waiting.consumer \
+                 AND l.key = hapax_waiting.key AND l.fate IN (1, 4)) RETURNING consumer, key",
                 marks(ids.len())
             );
             let mut update = sqlx::query(AssertSqlSafe(text)).bind(now());
@@ -249,7 +354,7 @@ impl Slot {
             let ids = &ids[piece];
             let text = format!(
                 "DELETE FROM hapax_waiting WHERE consumer IN (SELECT id FROM hapax_consumer) AND id IN ({}) \
-                 AND status = 'parked' RETURNING consumer, key, failed_at",
+                 AND status = 'parked' RETURNING consumer, key, failed_at, partition",
                 marks(ids.len())
             );
             let mut delete = sqlx::query(AssertSqlSafe(text));
@@ -268,10 +373,49 @@ impl Slot {
                 .bind(column::<i32>(&row, 0)?)
                 .bind(column::<Option<Vec<u8>>>(&row, 1)?);
                 self.touch(fate).await?;
+                let consumer = ConsumerId(column(&row, 0)?);
+                self.release_lines(consumer, &[column(&row, 3)?]).await?;
                 discarded += 1;
             }
         }
         Ok(discarded)
+    }
+
+    pub async fn waiting_tally(
+        &mut self,
+        filter: &WaitingFilter,
+    ) -> Result<Vec<(String, String, u64)>, StoreError> {
+        let select = sqlx::query(concat!(
+            "SELECT c.name, w.code, count(*)",
+            filtered!(),
+            " GROUP BY c.name, w.code ORDER BY c.name, w.code"
+        ));
+        let rows = self.rows(bind_filter(select, filter)).await?;
+        rows.iter()
+            .map(|row| {
+                Ok((
+                    column(row, 0)?,
+                    column(row, 1)?,
+                    column::<i64>(row, 2)?.unsigned_abs(),
+                ))
+            })
+            .collect()
+    }
+
+    pub async fn waiting_edit(
+        &mut self,
+        id: &[u8],
+        old_body: &[u8],
+        new_body: &[u8],
+    ) -> Result<bool, StoreError> {
+        let update = sqlx::query(
+            "UPDATE hapax_waiting SET body = ?3 WHERE consumer IN (SELECT id FROM hapax_consumer) \
+             AND id = ?1 AND status = 'parked' AND body = ?2",
+        )
+        .bind(id)
+        .bind(old_body)
+        .bind(new_body);
+        Ok(self.touch(update).await? == 1)
     }
 
     pub async fn waiting_counts(

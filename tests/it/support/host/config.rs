@@ -20,6 +20,8 @@ pub struct Config {
     admin: SocketAddr,
     /// Lines as they stand in their section.
     store_lines: Vec<String>,
+    broker_lines: Vec<String>,
+    host_lines: Vec<String>,
     consumers: Vec<Consumer>,
 }
 
@@ -40,6 +42,8 @@ impl Config {
             broker: broker_url.to_owned(),
             admin: address(),
             store_lines: vec!["migrate = true".to_owned()],
+            broker_lines: Vec::new(),
+            host_lines: Vec::new(),
             consumers: Vec::new(),
         }
     }
@@ -49,9 +53,27 @@ impl Config {
         self
     }
 
+    /// The same host on another store, or on another way to it.
+    pub fn with_store(mut self, url: &str) -> Config {
+        self.store = url.to_owned();
+        self
+    }
+
     /// Adds a line to `[store]`.
     pub fn store_line(mut self, line: &str) -> Config {
         self.store_lines.push(line.to_owned());
+        self
+    }
+
+    /// Adds a line to `[broker]`.
+    pub fn broker_line(mut self, line: &str) -> Config {
+        self.broker_lines.push(line.to_owned());
+        self
+    }
+
+    /// Adds a line to `[host]`.
+    pub fn host_line(mut self, line: &str) -> Config {
+        self.host_lines.push(line.to_owned());
         self
     }
 
@@ -69,6 +91,13 @@ impl Config {
             writeln!(text, "{line}")?;
         }
         writeln!(text, "[broker]\nurl = \"{}\"", self.broker)?;
+        for line in &self.broker_lines {
+            writeln!(text, "{line}")?;
+        }
+        writeln!(text, "[host]")?;
+        for line in &self.host_lines {
+            writeln!(text, "{line}")?;
+        }
         writeln!(text, "[health]\nlisten = \"{}\"", self.health)?;
         writeln!(text, "[admin]\nlisten = \"{}\"", self.admin)?;
         for consumer in &self.consumers {

@@ -1,0 +1,99 @@
+//! From settled deliveries to acknowledgements on the one channel that they came from.
+
+use std::time::{Duration, Instant};
+
+use lapin::Channel;
+use lapin::options::BasicAckOptions;
+use tokio::sync::mpsc;
+
+use crate::ack::Window;
+use crate::failpoint::{self, Point};
+
+/// The acknowledgements of one channel, and for how long it has had none.
+pub(super) struct Acker<'a> {
+    pub channel: &'a Channel,
+    pub settled: mpsc::UnboundedReceiver<Vec<u64>>,
+    window: Window,
+    /// Deliveries that nobody has settled.
+    open: usize,
+    /// When a delivery was last settled, or came while there was none.
+    moved: Instant,
+}
+
+impl<'a> Acker<'a> {
+    pub fn new(
+        channel: &'a Channel,
+        settled: mpsc::UnboundedReceiver<Vec<u64>>,
+        prefetch: u16,
+    ) -> Self {
+        Self {
+            channel,
+            settled,
+            window: Window::new(prefetch),
+            open: 0,
+            moved: Instant::now(),
+        }
+    }
+
+    /// A delivery has come.
+    pub fn delivered(&mut self) {
+        if self.open == 0 {
+            self.moved = Instant::now();
+        }
+        self.open += 1;
+    }
+
+    /// For how long deliveries have been open and none of them was settled.
+    pub fn held_for(&self) -> Duration {
+        match self.open {
+            0 => Duration::ZERO,
+            _ => self.moved.elapsed(),
+        }
+    }
+
+    /// Whether `send` has to be called again later, with nothing new settled.
+    pub fn is_waiting(&self) -> bool {
+        self.window.is_waiting()
+    }
+
+    /// Takes what is settled, all of it that is there, and sends the frames.
+    pub async fn settle(&mut self, first: Option<Vec<u64>>) -> Result<(), lapin::Error> {
+        let mut next = first;
+        while let Some(tags) = next {
+            self.open = self.open.saturating_sub(tags.len());
+            self.moved = Instant::now();
+            for tag in tags {
+                self.window.settle(tag);
+            }
+            next = self.settled.try_recv().ok();
+        }
+        self.send().await
+    }
+
+    pub async fn send(&mut self) -> Result<(), lapin::Error> {
+        for frame in self.window.frames(Instant::now()) {
+            self.ack(frame).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends everything that is settled, holes or not.
+    pub async fn finish(&mut self) -> Result<(), lapin::Error> {
+        let first = self.settled.try_recv().ok();
+        self.settle(first).await?;
+        for frame in self.window.last_frames() {
+            self.ack(frame).await?;
+        }
+        Ok(())
+    }
+
+    async fn ack(&self, frame: crate::ack::Frame) -> Result<(), lapin::Error> {
+        let options = BasicAckOptions {
+            multiple: frame.multiple,
+        };
+        failpoint::pass(Point::BeforeAck);
+        let sent = self.channel.basic_ack(frame.tag, options).await;
+        failpoint::pass_if(Point::AfterAck, sent.is_ok());
+        sent
+    }
+}

@@ -1,0 +1,251 @@
+//! The host is killed at every failpoint there is, on every stack, and the day ends as it does
+//! without a crash.
+//!
+//! One test for each point and stack: the host (or the command) must die at that very point, a host
+//! that is started afterwards brings the day to its end, and the ledger, the business tables, the
+//! outbox, the waiting messages and the queues are compared with those of a day without a crash.
+//! Messages come several times, fail and succeed later, are parked, replayed, discarded, and one
+//! cannot be sent.
+
+mod day;
+mod outcome;
+mod scenario;
+mod stack;
+
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use hapax::failpoint::Point;
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::OnceCell;
+
+use crate::Checked;
+use crate::support::host::{self, Host};
+use crate::support::place::Place;
+use crate::support::proxy::{Commits, Proxy};
+use crate::support::store::Kind;
+use crate::support::{servers, wait};
+
+use day::Operated;
+use outcome::Outcome;
+use scenario::{Scenario, When};
+pub use stack::Stack;
+use stack::{World, order};
+
+/// Days without a crash, for the two kinds of days on the two stacks.
+static CALM: [[OnceCell<Outcome>; 2]; 2] = [
+    [OnceCell::const_new(), OnceCell::const_new()],
+    [OnceCell::const_new(), OnceCell::const_new()],
+];
+
+/// Every point with every stack on which it can be reached.
+pub fn cases() -> Vec<(String, Point, Stack)> {
+    let mut cases = Vec::new();
+    for &point in Point::ALL {
+        for stack in Stack::ALL {
+            if scenario::of(point, stack).is_ok() {
+                let name = format!("crash::at_{}::{stack}", point.name().replace('-', "_"));
+                cases.push((name, point, stack));
+            }
+        }
+    }
+    cases
+}
+
+/// Lives until the host has been killed at `point`, goes on, and compares.
+pub async fn at(place: &Place, point: Point, stack: Stack) -> Checked {
+    let scenario = match scenario::of(point, stack) {
+        Ok(scenario) => scenario,
+        Err(reason) => bail!("{point} has no case on {stack}: {reason}"),
+    };
+    let expires = scenario.when == When::Expired;
+    let world = new_world(place, stack, expires).await?;
+    until_killed(place, &world, point, &scenario).await?;
+    let found = finish(place, &world, expires).await?;
+
+    let calm = &CALM[usize::from(stack == Stack::File)][usize::from(expires)];
+    let expected = calm
+        .get_or_try_init(|| async {
+            let kind = if expires { "expired" } else { "calm" };
+            let place = Place::of(&format!("crash::{kind}::{stack}"))?;
+            let world = new_world(&place, stack, expires).await?;
+            if scenario.when != When::InDoubt {
+                migrate_and_publish(&place, &world, expires).await?;
+            }
+            finish(&place, &world, expires).await
+        })
+        .await?;
+    ensure!(expected.size() > 10, "a day on which nothing happened");
+    found.assert_like(expected, scenario.earlier.len() as i64 + 1)
+}
+
+async fn new_world(place: &Place, stack: Stack, expires: bool) -> anyhow::Result<World> {
+    World::new(place, stack, |consumer| match expires {
+        true => consumer.set("retention", "\"1s\""),
+        false => consumer,
+    })
+    .await
+}
+
+async fn migrate_and_publish(place: &Place, world: &World, expires: bool) -> Checked {
+    let messages = match expires {
+        true => day::distinct_messages(),
+        false => day::messages(),
+    };
+    world.publish(place, &messages).await
+}
+
+/// Everything up to the death of the host at the point.
+async fn until_killed(place: &Place, world: &World, point: Point, scenario: &Scenario) -> Checked {
+    let order = order(point, scenario.passage);
+    if scenario.when == When::Migrating {
+        let file = world.config.write(&place.dir)?;
+        let ended = host::cli_armed(&file, &["migrate"], Some(&order)).await?;
+        ensure!(
+            ended.code.is_none() && ended.stderr.contains(&format!("failpoint {point}: kill")),
+            "hapax migrate was not killed at {point}: {ended:?}"
+        );
+        return migrate_and_publish(place, world, false).await;
+    }
+    if scenario.when == When::InDoubt {
+        return in_doubt(place, world, point, &order).await;
+    }
+    migrate_and_publish(place, world, scenario.when == When::Expired).await?;
+    for &earlier in scenario.earlier {
+        world.killed_at(place, earlier, 1).await?;
+    }
+    match scenario.when {
+        When::Migrating | When::InDoubt => unreachable!("done above"),
+        When::Running => world.killed_at(place, point, scenario.passage).await,
+        When::Draining => {
+            let mut host = Host::launch_armed(place, &world.config, Some(&order))?;
+            host.until_ready().await?;
+            host.until_metric("hapax_deliveries_total", 1).await?;
+            host.sigterm()?;
+            host.until_killed_at(point).await
+        }
+        When::DrainingInTrouble => draining_in_trouble(place, world, point, &order).await,
+        When::Operating => operating(place, world, point, &order).await,
+        When::Expired => {
+            let mut host = Host::start(place, &world.config).await?;
+            world.until_settled(&mut host).await?;
+            host.stop().await?;
+            world.killed_at(place, point, scenario.passage).await
+        }
+    }
+}
+
+/// The host's own connections go through a proxy, which cuts them when a COMMIT is answered.
+async fn in_doubt(place: &Place, world: &World, point: Point, order: &str) -> Checked {
+    let proxy = Proxy::to(servers::postgres().await?.address()).await?;
+    let through = world.store.url_through(proxy.address());
+    let config = world.config.clone().with_store(&through);
+    let mut host = Host::launch_armed(place, &config, Some(order))?;
+    host.until_ready().await?;
+    proxy.commits(Commits::CutAfter { times: 50 });
+    world.publish(place, &day::messages()).await?;
+    host.until_killed_at(point).await
+}
+
+/// The host is frozen when a start is on record; the tables are locked meanwhile, so that the message
+/// cannot be run, and it is asked to stop.
+async fn draining_in_trouble(place: &Place, world: &World, point: Point, order: &str) -> Checked {
+    let stops = (1..=8).map(|passage| format!("after-start@{passage}=stop;"));
+    let orders = stops.collect::<String>() + order;
+    let host = Host::launch_armed(place, &world.config, Some(&orders))?;
+    let lock = loop {
+        host.until_frozen().await?;
+        // The host may have been frozen in the middle of a transaction: then again at the next start.
+        if let Some(lock) = lock(world).await? {
+            break lock;
+        }
+        host.thaw()?;
+    };
+    host.thaw()?;
+    wait::until("the host to meet the lock", wait::PATIENCE, async || {
+        // It freezes at the other starts as well.
+        host.thaw()?;
+        let setbacks = host.metric("hapax_setbacks_total").await?;
+        Ok((setbacks > 0).then_some(()))
+    })
+    .await?;
+    host.sigterm()?;
+    host.until_killed_at(point).await?;
+    lock.release().await
+}
+
+enum Lock {
+    Tables(sqlx::PgConnection),
+    File(SqliteConnection),
+}
+
+/// Locks what messages write to; `None` when somebody else holds it.
+async fn lock(world: &World) -> anyhow::Result<Option<Lock>> {
+    match &world.store.kind {
+        Kind::Postgres { .. } => {
+            let mut connection = sqlx::PgConnection::connect(&world.store.url).await?;
+            let locked = sqlx::raw_sql(
+                "BEGIN; SET LOCAL lock_timeout = '100ms'; \
+                 LOCK TABLE t_effects, t_counters, hapax_waiting, hapax_outbox, hapax_state",
+            )
+            .execute(&mut connection)
+            .await;
+            Ok(locked.is_ok().then_some(Lock::Tables(connection)))
+        }
+        Kind::Sqlite(file) => {
+            let options = sqlx::sqlite::SqliteConnectOptions::new()
+                .filename(file)
+                .busy_timeout(Duration::from_millis(100));
+            let mut connection = SqliteConnection::connect_with(&options).await?;
+            let locked = sqlx::raw_sql("BEGIN IMMEDIATE")
+                .execute(&mut connection)
+                .await;
+            Ok(locked.is_ok().then_some(Lock::File(connection)))
+        }
+    }
+}
+
+impl Lock {
+    async fn release(self) -> Checked {
+        match self {
+            Lock::Tables(connection) => connection.close().await?,
+            Lock::File(connection) => connection.close().await?,
+        }
+        Ok(())
+    }
+}
+
+/// The operator's command dies, or the daemon that carries it out.
+async fn operating(place: &Place, world: &World, point: Point, order: &str) -> Checked {
+    let mut host = Host::launch_armed(place, &world.config, Some(order))?;
+    host.until_ready().await?;
+    world.until_settled(&mut host).await?;
+    let operated = day::operate(world, &mut host, Some(order)).await?;
+    ensure!(
+        operated == Operated::Interrupted,
+        "the operator was not interrupted at {point}"
+    );
+    match world.stack {
+        // The command works on the store itself, and has died by itself.
+        Stack::Servers => host.sigkill(),
+        Stack::File => host.until_killed_at(point).await,
+    }
+}
+
+/// A host without failpoints brings the day to its end.
+async fn finish(place: &Place, world: &World, expires: bool) -> anyhow::Result<Outcome> {
+    let mut host = Host::start(place, &world.config).await?;
+    world.until_settled(&mut host).await?;
+    if expires {
+        wait::until_equal("the committed keys that are remembered", 0, async || {
+            world.store.count("hapax_ledger").await
+        })
+        .await?;
+    } else {
+        let operated = day::operate(world, &mut host, None).await?;
+        ensure!(operated == Operated::Done, "the operator was interrupted");
+        world.until_settled(&mut host).await?;
+    }
+    host.stop().await?;
+    Outcome::of(world).await
+}

@@ -1,0 +1,66 @@
+//! How each failpoint is reached. The match is exhaustive: a new point needs a scenario to compile.
+
+use hapax::failpoint::Point;
+
+use super::stack::Stack;
+
+/// What goes on when the host is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// `hapax migrate` on a store without tables.
+    Migrating,
+    /// The host starts, or works.
+    Running,
+    /// The host has been asked to stop under load.
+    Draining,
+    /// It has been asked to stop while the database refuses what it had begun.
+    DrainingInTrouble,
+    /// An operator replays and discards parked messages.
+    Operating,
+    /// The connection to the database is cut while the answer of a COMMIT comes back.
+    InDoubt,
+    /// Everything has expired.
+    Expired,
+}
+
+pub struct Scenario {
+    /// Where the lives before this one were killed, so that there is something to meet.
+    pub earlier: &'static [Point],
+    pub when: When,
+    /// The passage that is the last.
+    pub passage: u64,
+}
+
+/// `Err` holds the reason why a point cannot be reached on this stack.
+pub fn of(point: Point, stack: Stack) -> Result<Scenario, &'static str> {
+    use Point::*;
+    let (earlier, when): (&[Point], When) = match point {
+        BeforeMigration | MidMigration | AfterMigration => (&[], When::Migrating),
+        AfterRegister | AfterReceive | AfterKey | AfterDue => (&[], When::Running),
+        // Only what was delivered before, and what comes from the table, runs alone.
+        BeforeStart | AfterStart => (&[AfterClaim], When::Running),
+        BeforeUndoStart => (&[AfterClaim], When::DrainingInTrouble),
+        AfterBegin | AfterClaim | MidHandler | MidStatement => (&[], When::Running),
+        BeforeEffects | AfterEffects | MidRetry | MidPark => (&[], When::Running),
+        AfterOutbox | BeforeCommit | AtCommit | AfterCommit => (&[], When::Running),
+        BeforeSettle | BeforeAck | AfterAck => (&[], When::Running),
+        BeforeOutboxTake => (&[], When::Running),
+        // Rows of a host that is gone.
+        AfterOutboxTake => (&[BeforePublish], When::Running),
+        AfterRecover => match stack {
+            Stack::Servers => (&[], When::InDoubt),
+            Stack::File => return Err("a COMMIT of SQLite in the same process is never in doubt"),
+        },
+        BeforePublish | AfterPublish | BeforeConfirm | AfterConfirm => (&[], When::Running),
+        BeforeOutboxDelete | AfterOutboxDelete => (&[], When::Running),
+        BeforeOutboxDefer | AfterOutboxDefer => (&[], When::Running),
+        BeforeReplay | AfterReplay | BeforeDiscard | AfterDiscard => (&[], When::Operating),
+        BeforeSweep | AfterSweep => (&[], When::Expired),
+        AfterLanes | AfterLastAcks => (&[], When::Draining),
+    };
+    Ok(Scenario {
+        earlier,
+        when,
+        passage: 1,
+    })
+}

@@ -1,0 +1,195 @@
+//! The two ways to run a host: on servers, or on nothing but a file.
+
+use std::fmt;
+
+use anyhow::{Context, ensure};
+use hapax::failpoint::Point;
+
+use crate::support::broker::{Message, VirtualHost};
+use crate::support::host::{self, Config, Consumer, Host};
+use crate::support::place::Place;
+use crate::support::scene::{IN, OUT, RETRIES, TABLES, VERDICTS};
+use crate::support::store::Store;
+use crate::support::{servers, wait};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stack {
+    /// PostgreSQL and RabbitMQ.
+    Servers,
+    /// SQLite and the broker that is in it.
+    File,
+}
+
+impl Stack {
+    pub const ALL: [Stack; 2] = [Stack::Servers, Stack::File];
+}
+
+impl fmt::Display for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stack::Servers => "postgres_and_rabbitmq",
+            Stack::File => "sqlite_and_embedded",
+        })
+    }
+}
+
+/// One test's store, queues and configuration.
+pub struct World {
+    pub stack: Stack,
+    pub store: Store,
+    /// Absent where the broker is in the store.
+    pub broker: Option<VirtualHost>,
+    pub config: Config,
+}
+
+impl World {
+    /// Business tables and queues. The host's own tables are not there yet.
+    pub async fn new(
+        place: &Place,
+        stack: Stack,
+        consumer: impl FnOnce(Consumer) -> Consumer,
+    ) -> anyhow::Result<World> {
+        let (store, broker) = match stack {
+            Stack::Servers => {
+                let broker = servers::rabbit().await?.create_vhost().await?;
+                broker.declare(&[IN, OUT]).await?;
+                (Store::postgres().await?, Some(broker))
+            }
+            Stack::File => (Store::sqlite(place), None),
+        };
+        store.execute(TABLES).await?;
+        let tables = r#"{ write = ["t_effects", "t_counters"], read = ["t_parents"] }"#;
+        let probe = Consumer::probe(IN)?
+            .set("grant", tables)
+            .set("batch", "8")
+            .set(
+                "retry",
+                r#"{ max-attempts = 3, delay = "20ms", max-delay = "50ms" }"#,
+            );
+        // SQLite has one writer, and so one lane.
+        let probe = match stack {
+            Stack::Servers => probe.set("lanes", "2"),
+            Stack::File => probe,
+        };
+        let mut world = World {
+            stack,
+            store,
+            broker,
+            config: Config::new("host", "", ""),
+        };
+        let url = world.store.url.clone();
+        world.config = world.config_on(&url, consumer(probe));
+        Ok(world)
+    }
+
+    fn config_on(&self, store_url: &str, consumer: Consumer) -> Config {
+        let broker = self.broker.as_ref();
+        let broker = broker.map_or("embedded:", |broker| &broker.url);
+        Config::new("host", store_url, broker)
+            .store_line("lock-timeout = \"300ms\"")
+            .consumer(consumer)
+    }
+
+    pub async fn publish(&self, place: &Place, messages: &[Message]) -> anyhow::Result<()> {
+        if let Some(broker) = &self.broker {
+            return broker.publish(IN, messages).await;
+        }
+        let mut lines = String::new();
+        for message in messages {
+            let body = std::str::from_utf8(&message.body)?;
+            lines.push_str(&format!("{{\"body\": {body}}}\n"));
+        }
+        let file = place.dir.join("messages.jsonl");
+        std::fs::write(&file, lines)?;
+        let file = file.to_str().context("the path is not UTF-8")?;
+        let arguments = ["publish", "--queue", IN, "--file", file];
+        let published = host::cli(&self.config.write(&place.dir)?, &arguments).await?;
+        ensure!(published.code == Some(0), "{published:?}");
+        Ok(())
+    }
+
+    /// Runs a host until it kills itself at `point`, if it does so without being asked for anything.
+    pub async fn killed_at(&self, place: &Place, point: Point, passage: u64) -> anyhow::Result<()> {
+        let order = order(point, passage);
+        let host = Host::launch_armed(place, &self.config, Some(&order))?;
+        host.until_killed_at(point).await
+    }
+
+    /// Waits until every delivery has its verdict, nothing waits for a retry, and all that could be sent is.
+    pub async fn until_settled(&self, host: &mut Host) -> anyhow::Result<()> {
+        let mut before = None;
+        wait::until("everything to be settled", wait::PATIENCE, async || {
+            let deliveries = host.metric("hapax_deliveries_total").await?;
+            let from_the_table = host.metric("hapax_retried_total").await?;
+            let mut verdicts = 0;
+            for name in VERDICTS {
+                verdicts += host.metric(name).await?;
+            }
+            let left = match &self.broker {
+                Some(broker) => i64::from(broker.depth(IN).await?.ready),
+                None => self.left_in_file(IN).await?,
+            };
+            let unsent = "SELECT count(*) FROM hapax_outbox WHERE error IS NULL";
+            let settled = left == 0
+                && verdicts >= deliveries + from_the_table
+                && self.store.number(RETRIES).await? == 0
+                && self.store.number(unsent).await? == 0;
+            // Twice the same: what the broker has sent may not have arrived the first time.
+            let now = settled.then_some(deliveries);
+            Ok((settled && std::mem::replace(&mut before, now) == now).then_some(()))
+        })
+        .await?;
+        ensure!(host.is_running()?, "the host has ended");
+        Ok(())
+    }
+
+    /// Messages that are left in the queue when no host runs.
+    pub async fn left_over(&self) -> anyhow::Result<i64> {
+        match &self.broker {
+            Some(broker) => Ok(i64::from(broker.left_over(IN).await?)),
+            None => self.left_in_file(IN).await,
+        }
+    }
+
+    async fn left_in_file(&self, queue: &str) -> anyhow::Result<i64> {
+        let sql = format!(
+            "SELECT count(*) FROM hapax_message WHERE queue = \
+             (SELECT id FROM hapax_queue WHERE name = '{queue}')"
+        );
+        self.store.number(&sql).await
+    }
+
+    /// `message id` and body of everything that was sent, copies once.
+    pub async fn sent(&self) -> anyhow::Result<Vec<String>> {
+        let mut sent = Vec::new();
+        if let Some(broker) = &self.broker {
+            for received in broker.drain(OUT).await? {
+                let body = String::from_utf8_lossy(&received.body);
+                sent.push(format!("{} {body}", received.message_id()?));
+            }
+        } else {
+            let columns = |column: &str| {
+                format!(
+                    "SELECT {column} FROM hapax_message WHERE queue = \
+                     (SELECT id FROM hapax_queue WHERE name = '{OUT}') ORDER BY sequence"
+                )
+            };
+            let properties = self.store.bytes(&columns("properties")).await?;
+            let bodies = self.store.bytes(&columns("body")).await?;
+            for (properties, body) in properties.iter().zip(bodies) {
+                let properties = hapax::message::decode_properties(properties)
+                    .context("the stored properties cannot be read")?;
+                let id = properties.message_id().as_ref().context("no message id")?;
+                sent.push(format!("{id} {}", String::from_utf8_lossy(&body)));
+            }
+        }
+        sent.sort();
+        sent.dedup();
+        Ok(sent)
+    }
+}
+
+/// The order that kills at a passage of a point.
+pub fn order(point: Point, passage: u64) -> String {
+    format!("{point}@{passage}=kill")
+}

@@ -1,0 +1,121 @@
+//! The database is away for long: what the broker counts against a message must stay small.
+
+use anyhow::ensure;
+use lapin::types::{AMQPValue, FieldTable};
+
+use crate::Checked;
+use crate::support::broker::Message;
+use crate::support::host::{self, Consumer, Host};
+use crate::support::place::Place;
+use crate::support::proxy::Proxy;
+use crate::support::scene::{self, Scene};
+use crate::support::{servers, wait};
+
+const QUEUE: &str = "limited";
+const MESSAGES: usize = 300;
+
+/// A quorum queue that drops a message after so many deliveries that came to nothing.
+async fn declare(scene: &Scene, limit: i32) -> Checked {
+    let mut arguments = FieldTable::default();
+    arguments.insert(
+        "x-queue-type".into(),
+        AMQPValue::LongString("quorum".into()),
+    );
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(limit));
+    scene.broker.declare_with(QUEUE, arguments).await
+}
+
+fn messages() -> Vec<Message> {
+    (0..MESSAGES)
+        .map(|number| scene::ordinary(&format!("{number:03}")))
+        .collect()
+}
+
+fn consumer() -> anyhow::Result<Consumer> {
+    Ok(Consumer::probe(QUEUE)?.set("batch", "16"))
+}
+
+async fn assert_all_applied(scene: &Scene, host: Host) -> Checked {
+    host.until_metric("hapax_committed_total", 1).await?;
+    scene::until_settled(&host, &scene.broker, QUEUE, &scene.store).await?;
+    host.stop().await?;
+    assert_eq!(scene.effects().await?.len(), MESSAGES);
+    assert_eq!(scene.sent().await?.len(), MESSAGES);
+    assert_eq!(scene.store.waiting().await?, [""; 0]);
+    assert_eq!(scene.broker.left_over(QUEUE).await?, 0);
+    Ok(())
+}
+
+/// Five starts without a database, the first one killed with its hands full: none of them costs a delivery more.
+pub async fn across_five_restarts_it_loses_no_message(place: &Place) -> Checked {
+    let proxy = Proxy::to(servers::postgres().await?.address()).await?;
+    let scene = Scene::postgres(place).await?;
+    declare(&scene, 2).await?;
+    let config = scene
+        .config("host", consumer()?)
+        .with_store(&scene.store.url_through(proxy.address()));
+    let host = Host::start(place, &config).await?;
+    proxy.refuse(true);
+    proxy.cut();
+    scene.broker.publish(QUEUE, &messages()).await?;
+    host.until_metric("hapax_deliveries_total", MESSAGES as u64)
+        .await?;
+    host.sigkill()?;
+    for start in 0..5 {
+        let ended = host::run_to_end(place, &config).await?;
+        assert_eq!(ended.code, Some(69), "start {start}: {ended:?}");
+    }
+    assert_eq!(
+        scene.broker.left_over(QUEUE).await? as usize,
+        MESSAGES,
+        "messages that the broker has kept"
+    );
+    proxy.refuse(false);
+    let host = Host::start(place, &config).await?;
+    assert_all_applied(&scene, host).await
+}
+
+/// A pause that the broker would not sit out: the messages go back once, and come again when the database does.
+pub async fn longer_than_the_broker_waits_it_gives_messages_back_once(place: &Place) -> Checked {
+    let proxy = Proxy::to(servers::postgres().await?.address()).await?;
+    let scene = Scene::postgres(place).await?;
+    declare(&scene, 2).await?;
+    let config = scene
+        .config("host", consumer()?)
+        .with_store(&scene.store.url_through(proxy.address()))
+        .broker_line("consumer-timeout = \"2s\"");
+    let host = Host::start(place, &config).await?;
+    proxy.refuse(true);
+    proxy.cut();
+    scene.broker.publish(QUEUE, &messages()).await?;
+    host.until_metric("hapax_deliveries_total", MESSAGES as u64)
+        .await?;
+    let given_back = async || {
+        let depth = scene.broker.depth(QUEUE).await?;
+        Ok((depth.consumers == 0 && depth.ready as usize == MESSAGES).then_some(()))
+    };
+    wait::until("the messages to be given back", wait::PATIENCE, given_back).await?;
+    // It looks for the database meanwhile, and not for messages.
+    let log = || std::fs::read_to_string(place.dir.join("host.log"));
+    wait::until("the host to miss the store", wait::PATIENCE, async || {
+        Ok(log()?
+            .contains("does not subscribe before it does")
+            .then_some(()))
+    })
+    .await?;
+    assert_eq!(
+        host.metric("hapax_deliveries_total").await?,
+        MESSAGES as u64,
+        "deliveries while the database was away"
+    );
+    proxy.refuse(false);
+    wait::until("the host to subscribe again", wait::PATIENCE, async || {
+        Ok((host.metric("hapax_committed_total").await? > 0).then_some(()))
+    })
+    .await?;
+    ensure!(
+        log()?.matches("Messages given back").count() == 1,
+        "the messages went to and fro"
+    );
+    assert_all_applied(&scene, host).await
+}

@@ -1,0 +1,271 @@
+//! Two hosts on one database, and one of them in trouble or in the other's way.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use hapax::failpoint::Point;
+use serde_json::json;
+
+use crate::Checked;
+use crate::support::host::{Config, Consumer, Host};
+use crate::support::orders::{self, Orders};
+use crate::support::place::Place;
+use crate::support::scene::{self, IN, OUT, Scene, message};
+use crate::support::store::{Kind, Store};
+use crate::support::{servers, wait};
+
+/// A server on which transactions are serializable unless somebody says otherwise: the host says otherwise.
+pub async fn apply_each_order_once_where_transactions_are_serializable(place: &Place) -> Checked {
+    let store = Store::postgres().await?;
+    let Kind::Postgres { database, .. } = &store.kind else {
+        unreachable!("it was just made")
+    };
+    store
+        .execute(&format!(
+            "ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'"
+        ))
+        .await?;
+    let broker = servers::rabbit().await?.create_vhost().await?;
+    let orders = Orders::generate(&mut place.random(), 2_000, 6_000);
+    orders::create_tables(&store).await?;
+    broker.declare(&[orders::QUEUE, orders::OUTPUT]).await?;
+    let consumer = || Ok::<_, anyhow::Error>(Consumer::points()?.set("prefetch", "64"));
+    let configs =
+        ["first", "second"].map(|label| (label, Config::new(label, &store.url, &broker.url)));
+    let mut hosts = Vec::new();
+    for (_, config) in configs {
+        hosts.push(Host::start(place, &config.consumer(consumer()?)).await?);
+    }
+    broker.publish(orders::QUEUE, &orders.messages).await?;
+    wait::until_equal("the committed keys", 2_000, async || {
+        Ok(store.fates().await?.committed)
+    })
+    .await?;
+    for host in &hosts {
+        scene::until_settled(host, &broker, orders::QUEUE, &store).await?;
+        ensure!(
+            host.metric("hapax_committed_total").await? > 0,
+            "one host did nothing"
+        );
+    }
+    for host in hosts {
+        host.stop().await?;
+    }
+    orders::assert_exactly_once(&orders, &store, &broker).await
+}
+
+/// A message with an ordering key.
+fn ordered(order: &str) -> crate::support::broker::Message {
+    let send = json!({"publish": {
+        "target": "out", "ordering_key": "account", "body": {"order_id": order},
+    }});
+    message(order, &[send])
+}
+
+/// One host dies between its commit and its publish; the other one, which has a later message of the same
+/// ordering key, waits, and sends both in their order.
+pub async fn keep_the_order_of_a_key_when_one_dies_before_it_publishes(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    scene.broker.declare(&["other"]).await?;
+    let first = scene.config("first", scene.probe()?);
+    let consumer = Consumer::probe("other")?.set("name", "\"other\"");
+    let second = Host::start(place, &scene.config("second", consumer)).await?;
+    let frozen = Host::launch_armed(place, &first, Some("before-publish=stop"))?;
+    scene.publish(&[ordered("1")]).await?;
+    frozen.until_frozen().await?;
+    scene.broker.publish("other", &[ordered("2")]).await?;
+    second.until_metric("hapax_committed_total", 1).await?;
+    // The one that is frozen is not dead: its row is its own, and nothing may overtake it.
+    second.until_metric("hapax_relay_in_memory", 1).await?;
+    assert_eq!(scene.broker.depth(OUT).await?.ready, 0);
+    frozen.sigkill()?;
+    let mut received = Vec::new();
+    for message in scene.broker.receive(OUT, 2).await? {
+        received.push(message.json()?["order_id"].as_str().map(str::to_owned));
+    }
+    assert_eq!(received, [Some("1".to_owned()), Some("2".to_owned())]);
+    second.stop().await
+}
+
+/// A host stops in the middle of a transaction and keeps its claims: others wait for that key alone, and only
+/// as long as the server lets an idle transaction live.
+pub async fn do_not_wait_for_one_that_hangs(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    // An idle transaction lives a minute longer than a statement may take.
+    let config = |label: &str| {
+        let consumer = scene.probe()?.set("lanes", "1").set("prefetch", "8");
+        let config = scene.config(label, consumer);
+        Ok::<_, anyhow::Error>(
+            config
+                .store_line("statement-timeout = \"1s\"")
+                .store_line("lock-timeout = \"200ms\""),
+        )
+    };
+    let hanging = Host::launch_armed(place, &config("hanging")?, Some("after-claim=stop"))?;
+    scene.publish(&[scene::ordinary("k")]).await?;
+    hanging.until_frozen().await?;
+    let host = Host::start(place, &config("host")?).await?;
+    // The one that hangs is given up to eight of the messages: publish enough for both.
+    let mut messages = vec![scene::ordinary("k")];
+    messages.extend((0..40).map(|number| scene::ordinary(&format!("{number:02}"))));
+    scene.publish(&messages).await?;
+    host.until_metric("hapax_committed_total", 30).await?;
+    wait::until("the held key to be met", wait::PATIENCE, async || {
+        let busy = host.metric_where("hapax_setbacks_total", &[("code", "busy")]);
+        Ok((busy.await? > 0).then_some(()))
+    })
+    .await?;
+    let key = "SELECT count(*) FROM hapax_ledger WHERE key = convert_to('k', 'UTF8')";
+    assert_eq!(scene.store.number(key).await?, 0);
+    wait::until(
+        "the hanging transaction to be ended",
+        Duration::from_secs(120),
+        async || Ok((scene.store.number(key).await? == 1).then_some(())),
+    )
+    .await?;
+    hanging.sigkill()?;
+    scene::until_settled(&host, &scene.broker, IN, &scene.store).await?;
+    host.stop().await?;
+    assert_eq!(scene.effects().await?.len(), 41);
+    assert_eq!(scene.sent().await?.len(), 41);
+    Ok(())
+}
+
+/// A host whose connection to the database is cut, not closed, in the middle of a transaction, and one that is
+/// killed there: the server notices a killed client at once and the other host goes on.
+pub async fn do_not_wait_for_one_that_was_killed(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let config =
+        |label: &str| Ok::<_, anyhow::Error>(scene.config(label, scene.probe()?.set("lanes", "1")));
+    let killed = Host::launch_armed(place, &config("killed")?, Some("after-claim=kill"))?;
+    scene.publish(&[scene::ordinary("k")]).await?;
+    killed.until_killed_at(Point::AfterClaim).await?;
+    let host = Host::start(place, &config("host")?).await?;
+    host.until_metric("hapax_committed_total", 1).await?;
+    scene.finish(host).await?;
+    assert_eq!(scene.effects().await?, ["k/0"]);
+    assert_eq!(scene.sent().await?, ["k"]);
+    Ok(())
+}
+
+/// Each message adds one to one number in the state; whatever the lanes do to each other, none is lost.
+pub async fn lose_no_increment_of_one_state_key(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let hosts = increments(place, &scene, &["first", "second"]).await?;
+    for host in hosts {
+        host.stop().await?;
+    }
+    assert_eq!(counted(&scene).await?, INCREMENTS.to_string());
+    Ok(())
+}
+
+const INCREMENTS: usize = 10_000;
+
+async fn increments(place: &Place, scene: &Scene, labels: &[&str]) -> anyhow::Result<Vec<Host>> {
+    let messages: Vec<_> = (0..INCREMENTS)
+        .map(|number| message(&number.to_string(), &[json!({"state_increment": "n"})]))
+        .collect();
+    scene.publish(&messages).await?;
+    let lanes = if scene.store.is_postgres() { "2" } else { "1" };
+    let mut hosts = Vec::new();
+    for label in labels {
+        let consumer = scene.probe()?.set("lanes", lanes).set("prefetch", "256");
+        hosts.push(Host::start(place, &scene.config(label, consumer)).await?);
+    }
+    wait::until_equal("the committed keys", INCREMENTS as i64, async || {
+        Ok(scene.store.fates().await?.committed)
+    })
+    .await?;
+    Ok(hosts)
+}
+
+async fn counted(scene: &Scene) -> anyhow::Result<String> {
+    let values = scene.store.bytes("SELECT value FROM hapax_state").await?;
+    ensure!(values.len() == 1, "{} keys", values.len());
+    Ok(String::from_utf8(values[0].clone())?)
+}
+
+/// One SQLite file, and everybody at it: lane, relay, sweep, the operator's commands.
+pub async fn share_a_sqlite_file_between_lane_relay_sweep_and_commands(place: &Place) -> Checked {
+    let scene = Scene::sqlite(place).await?;
+    let messages: Vec<_> = (0..4_000)
+        .map(|number| {
+            let order = format!("{number:04}");
+            let mut steps = vec![json!({"state_increment": "n"}), scene::publish(&order)];
+            if number % 100 == 7 {
+                steps.push(json!({"reject": "no"}));
+            }
+            message(&order, &steps)
+        })
+        .collect();
+    scene.publish(&messages).await?;
+    let consumer = scene
+        .probe()?
+        .set("retention", "\"1s\"")
+        .set("brake", "\"off\"");
+    let config = scene.config("host", consumer);
+    let host = Host::start(place, &config).await?;
+    let mut asked = 0;
+    let mut swept = 0;
+    while swept == 0 || host.metric("hapax_committed_total").await? < 3_960 {
+        for command in [&["status", "--json"][..], &["parked", "list", "--json"]] {
+            let answer = host.cli(command).await?;
+            ensure!(answer.code == Some(0), "{answer:?}");
+            asked += 1;
+        }
+        swept = host.metric("hapax_swept_total").await?;
+        ensure!(asked < 10_000, "it takes too long");
+    }
+    let discarded = host.cli(&["parked", "discard", "--all", "--yes"]).await?;
+    ensure!(discarded.code == Some(0), "{discarded:?}");
+    scene.finish(host).await?;
+    assert_eq!(counted(&scene).await?, "3960");
+    assert_eq!(scene.sent().await?.len(), 3_960);
+    assert_eq!(scene.store.waiting().await?, [""; 0]);
+    Ok(())
+}
+
+/// A message that takes the host down with it, in the middle of 1,024: it alone is parked.
+pub async fn a_message_that_kills_the_host_is_parked_alone(place: &Place, scene: Scene) -> Checked {
+    const POISON: usize = 500;
+    let messages: Vec<_> = (0..1_024)
+        .map(|number| scene::ordinary(&format!("{number:04}")))
+        .collect();
+    let consumer = scene.probe()?.set(
+        "retry",
+        r#"{ max-attempts = 2, delay = "10ms", max-delay = "10ms" }"#,
+    );
+    let config = scene.config("host", consumer);
+    // The queue is full before the host begins, so that the message stands in a full batch.
+    scene.publish(&messages).await?;
+    let order = format!("mid-handler@key={POISON:04}=kill");
+    let mut deaths = 0;
+    let host = loop {
+        let mut host = Host::launch_armed(place, &config, Some(&order))?;
+        let died = wait::until("the host to die or to finish", wait::PATIENCE, async || {
+            if !host.is_running()? {
+                return Ok(Some(true));
+            }
+            Ok((host.metric("hapax_parked_total").await? > 0).then_some(false))
+        })
+        .await?;
+        match died {
+            true => deaths += 1,
+            false => break host,
+        }
+        ensure!(deaths < 10, "the message is never parked");
+    };
+    scene.finish(host).await?;
+    // In its batch once, and alone as often as it may: max-attempts and one.
+    assert_eq!(deaths, 4);
+    let parked = format!("{POISON:04} parked crash-loop");
+    assert_eq!(scene.store.waiting_keys().await?, [parked]);
+    let effects = scene.effects().await?;
+    assert_eq!(effects.len(), 1_023);
+    ensure!(
+        !effects.contains(&format!("{POISON:04}/0")),
+        "it was applied"
+    );
+    assert_eq!(scene.sent().await?.len(), 1_023);
+    Ok(())
+}
