@@ -146,12 +146,12 @@ impl Lane {
             if !self.later.is_empty() {
                 self.held = batch;
                 let work = self.later.remove(0);
-                return self.settle_alone(work).await.map(|_| ());
+                return self.try_later(work).await;
             }
             self.held = batch.split_off(batch.len().min(1));
         }
         for work in std::mem::take(&mut self.later) {
-            self.settle_alone(work).await?;
+            self.try_later(work).await?;
         }
         let mut together = Vec::with_capacity(batch.len());
         for work in self.recognise(batch).await? {
@@ -230,6 +230,15 @@ impl Lane {
         Ok(batch)
     }
 
+    /// Runs a message whose key was in another transaction's hands.
+    async fn try_later(&mut self, work: Work) -> Result<(), Ended> {
+        if work.may_be_known() {
+            // Not even its start could be recorded.
+            return self.start_alone(work).await;
+        }
+        self.settle_alone(work).await.map(|_| ())
+    }
+
     /// Runs a message that may have taken a host down: its start is on record before it runs.
     async fn start_alone(&mut self, mut work: Work) -> Result<(), Ended> {
         let mut trouble = Backoff::for_servers();
@@ -238,6 +247,12 @@ impl Lane {
                 Ok(starts) => break starts,
                 Err(error) if error.class() == crate::failure::Class::Ours => {
                     return Err(Ended::Broken(error));
+                }
+                Err(StoreError::LockTimeout(error)) if !self.consumer.is_strict() => {
+                    tracing::debug!(consumer = %self.consumer.name, %error, "Key held elsewhere");
+                    self.consumer.metrics.setback("busy");
+                    self.later.push(work);
+                    return Ok(());
                 }
                 Err(error) => self.pause(&mut trouble, &error).await?,
             }
@@ -660,9 +675,13 @@ impl Lane {
             self.session = None;
         }
         if trouble.tries() == 2 {
+            let what = match error {
+                StoreError::LockTimeout(_) | StoreError::Conflict(_) => "Another transaction is in the way",
+                _ => "The store does not answer",
+            };
             tracing::warn!(
                 consumer = %self.consumer.name, lane = self.number, %error,
-                "The store does not answer; messages are held and tried again"
+                "{what}; messages are held and tried again"
             );
         }
         let pulse = self.consumer.pulse(self.number);
