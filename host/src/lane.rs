@@ -676,7 +676,9 @@ impl Lane {
         }
         if trouble.tries() == 2 {
             let what = match error {
-                StoreError::LockTimeout(_) | StoreError::Conflict(_) => "Another transaction is in the way",
+                StoreError::LockTimeout(_) | StoreError::Conflict(_) => {
+                    "Another transaction is in the way"
+                }
                 _ => "The store does not answer",
             };
             tracing::warn!(

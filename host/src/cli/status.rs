@@ -73,6 +73,14 @@ fn render(status: &Status) -> String {
     }
     text.push_str(&table.render());
     for consumer in &status.consumers {
+        if let Some(reason) = &consumer.held_back {
+            let _ = writeln!(
+                text,
+                "{STRONG}{}{STRONG:#} {WARNING}takes no messages{WARNING:#}: {}",
+                consumer.name,
+                output::clean(reason)
+            );
+        }
         for (status, codes) in &consumer.waiting {
             let codes = codes
                 .iter()
