@@ -26,13 +26,10 @@ in_every_dialect! {
     the_sweep_goes_page_by_page
     times_beyond_every_calendar_do_not_break_a_claim
     nothing_asked_is_nothing_done
-    the_horizon_comes_with_the_end_of_a_transaction
-    a_longer_retention_keeps_what_was_claimed_under_a_shorter_one
-    a_shorter_retention_does_not_hide_what_was_forgotten
     answers_are_kept_under_claimed_keys_only
 }
 
-async fn fates(
+pub(super) async fn fates(
     session: &mut dyn Session,
     consumer: ConsumerId,
     keys: &[&[u8]],
@@ -667,85 +664,6 @@ async fn nothing_asked_is_nothing_done(fixture: &Fixture) {
     assert_eq!(session.settle(consumer, &[]).await.unwrap(), 0);
     assert_eq!(session.finish(consumer, &[]).await.unwrap().claims, 0);
     session.commit().await.unwrap();
-}
-
-/// Claims a key with this timestamp under this retention, and commits.
-async fn commit_at(
-    session: &mut dyn Session,
-    consumer: ConsumerId,
-    key: &[u8],
-    retention: Duration,
-    sent: i64,
-) {
-    session.note_retention(consumer, retention).await.unwrap();
-    session.begin().await.unwrap();
-    let rule = ClaimRule {
-        retention: Some(retention),
-        ..rule(consumer)
-    };
-    let claim = Claim {
-        timestamp_seconds: Some(sent),
-        ..claim(key)
-    };
-    session.claim(rule, &[claim]).await.unwrap();
-    session.finish(consumer, &[key]).await.unwrap();
-    session.commit().await.unwrap();
-}
-
-async fn horizon(session: &mut dyn Session, consumer: ConsumerId) -> Option<i64> {
-    session.begin().await.unwrap();
-    let finished = session.finish(consumer, &[]).await.unwrap();
-    session.rollback().await.unwrap();
-    finished.horizon
-}
-
-async fn the_horizon_comes_with_the_end_of_a_transaction(fixture: &Fixture) {
-    let consumer = fixture.consumer().await;
-    let mut session = fixture.session().await;
-    assert_eq!(horizon(&mut *session, consumer).await, None);
-    commit_at(&mut *session, consumer, b"k", Duration::ZERO, 0).await;
-    session
-        .sweep(consumer, Duration::ZERO, b"", 10)
-        .await
-        .unwrap();
-    let row = session.consumer("orders", "message-id", "body").await;
-    assert_eq!(horizon(&mut *session, consumer).await, row.unwrap().horizon);
-    assert!(horizon(&mut *session, consumer).await.is_some());
-}
-
-async fn a_longer_retention_keeps_what_was_claimed_under_a_shorter_one(fixture: &Fixture) {
-    let consumer = fixture.consumer().await;
-    let mut session = fixture.session().await;
-    commit_at(&mut *session, consumer, b"k", Duration::ZERO, 0).await;
-    session.note_retention(consumer, HOUR).await.unwrap();
-    assert_eq!(
-        session.sweep(consumer, HOUR, b"", 10).await.unwrap(),
-        (None, 0)
-    );
-    assert_eq!(
-        fates(&mut *session, consumer, &[b"k"]).await,
-        [Some(Fate::Committed)]
-    );
-}
-
-/// A producer's clock that is ahead by two hours, and a retention of an hour that becomes none: whatever the
-/// arithmetic, the horizon is not before the time of the message that was forgotten.
-async fn a_shorter_retention_does_not_hide_what_was_forgotten(fixture: &Fixture) {
-    let consumer = fixture.consumer().await;
-    let mut session = fixture.session().await;
-    let now = chrono::Utc::now().timestamp();
-    let sent = now - 2 * 3_600;
-    commit_at(&mut *session, consumer, b"long", HOUR, sent).await;
-    commit_at(&mut *session, consumer, b"short", Duration::ZERO, sent).await;
-    session
-        .sweep(consumer, Duration::ZERO, b"", 10)
-        .await
-        .unwrap();
-    let left = fates(&mut *session, consumer, &[b"long", b"short"]).await;
-    assert_eq!(left, [Some(Fate::Committed), None]);
-    let horizon = horizon(&mut *session, consumer).await.unwrap();
-    assert!(horizon >= sent * 1_000_000, "{horizon}");
-    assert!(horizon <= (now + 60) * 1_000_000, "{horizon}");
 }
 
 async fn answers_are_kept_under_claimed_keys_only(fixture: &Fixture) {
