@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Fixture, HOUR, claim, commit_keys, eventually, in_every_dialect, rule};
+use super::{Fixture, claim, commit_keys, eventually, in_every_dialect, rule};
 use crate::store::{Claim, ClaimRule, ConsumerId, Fate, Session, Settlement, StoreError, Value};
 
 in_every_dialect! {
@@ -22,8 +22,6 @@ in_every_dialect! {
     starts_are_counted_and_taken_back
     a_start_leaves_every_other_fate_alone
     a_started_key_is_taken_and_committed
-    the_sweep_forgets_what_has_expired_and_nothing_else
-    the_sweep_goes_page_by_page
     times_beyond_every_calendar_do_not_break_a_claim
     nothing_asked_is_nothing_done
     answers_are_kept_under_claimed_keys_only
@@ -487,139 +485,6 @@ async fn a_started_key_is_taken_and_committed(fixture: &Fixture) {
         fates(&mut *session, consumer, &[b"k"]).await,
         [Some(Fate::Committed)]
     );
-}
-
-async fn the_sweep_forgets_what_has_expired_and_nothing_else(fixture: &Fixture) {
-    let consumer = fixture.consumer().await;
-    let mut session = fixture.session().await;
-    let expired = ClaimRule {
-        retention: Some(std::time::Duration::ZERO),
-        ..rule(consumer)
-    };
-    let forever = ClaimRule {
-        retention: None,
-        ..rule(consumer)
-    };
-    let future = Claim {
-        timestamp_seconds: Some(4_000_000_000),
-        ..claim(b"future")
-    };
-    session.begin().await.unwrap();
-    session
-        .claim(
-            expired,
-            &[claim(b"gone"), claim(b"parked"), claim(b"waiting")],
-        )
-        .await
-        .unwrap();
-    session.claim(expired, &[future]).await.unwrap();
-    session.claim(forever, &[claim(b"forever")]).await.unwrap();
-    session
-        .claim(rule(consumer), &[claim(b"hour")])
-        .await
-        .unwrap();
-    let settlements = [
-        Settlement {
-            key: b"parked",
-            fate: Fate::Parked,
-            attempts: 1,
-        },
-        Settlement {
-            key: b"waiting",
-            fate: Fate::Waiting,
-            attempts: 1,
-        },
-    ];
-    session.settle(consumer, &settlements).await.unwrap();
-    let keys: [&[u8]; 6] = [
-        b"forever", b"future", b"gone", b"hour", b"parked", b"waiting",
-    ];
-    assert_eq!(session.finish(consumer, &keys).await.unwrap().claims, 6);
-    session.commit().await.unwrap();
-
-    assert_eq!(
-        session
-            .sweep(consumer, Duration::ZERO, b"", 100)
-            .await
-            .unwrap(),
-        (None, 1)
-    );
-    let left = fates(&mut *session, consumer, &keys).await;
-    assert_eq!(
-        left.iter().map(Option::is_some).collect::<Vec<_>>(),
-        [true, true, false, true, true, true]
-    );
-    let horizon = session
-        .consumer("orders", "message-id", "body")
-        .await
-        .unwrap()
-        .horizon
-        .unwrap();
-    assert_eq!(
-        session
-            .sweep(consumer, Duration::ZERO, b"", 100)
-            .await
-            .unwrap(),
-        (None, 0)
-    );
-    let again = session
-        .consumer("orders", "message-id", "body")
-        .await
-        .unwrap()
-        .horizon
-        .unwrap();
-    assert_eq!(again, horizon);
-    let now = chrono::Utc::now().timestamp_micros();
-    assert!(
-        (now - horizon).abs() < HOUR.as_micros() as i64,
-        "the horizon {horizon} is about now, {now}"
-    );
-}
-
-async fn the_sweep_goes_page_by_page(fixture: &Fixture) {
-    let consumer = fixture.consumer().await;
-    let mut session = fixture.session().await;
-    let expired = ClaimRule {
-        retention: Some(std::time::Duration::ZERO),
-        ..rule(consumer)
-    };
-    session.begin().await.unwrap();
-    let claims = [
-        claim(b"a"),
-        claim(b"b"),
-        claim(b"c"),
-        claim(b"d"),
-        claim(b"e"),
-    ];
-    session.claim(expired, &claims).await.unwrap();
-    session
-        .finish(consumer, &[b"a", b"b", b"c", b"d", b"e"])
-        .await
-        .unwrap()
-        .claims;
-    session.commit().await.unwrap();
-    assert_eq!(
-        session
-            .sweep(consumer, Duration::ZERO, b"", 2)
-            .await
-            .unwrap(),
-        (Some(b"b".to_vec()), 2)
-    );
-    assert_eq!(
-        session
-            .sweep(consumer, Duration::ZERO, b"b", 2)
-            .await
-            .unwrap(),
-        (Some(b"d".to_vec()), 2)
-    );
-    assert_eq!(
-        session
-            .sweep(consumer, Duration::ZERO, b"d", 2)
-            .await
-            .unwrap(),
-        (None, 1)
-    );
-    assert_eq!(session.ledger_counts(consumer).await.unwrap(), []);
 }
 
 async fn times_beyond_every_calendar_do_not_break_a_claim(fixture: &Fixture) {
