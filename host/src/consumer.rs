@@ -6,7 +6,7 @@ pub mod gate;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config;
 use crate::key::KeyRules;
@@ -41,6 +41,8 @@ pub struct Consumer {
     pub park: Option<config::Target>,
     /// What holds it back.
     pub gate: Gate,
+    /// Rings when the first of a line was dealt with.
+    pub line_moved: Notify,
     /// One for each lane.
     pulses: Box<[Pulse]>,
     /// How long one step of a lane may take.
@@ -99,6 +101,7 @@ impl Consumer {
             on_duplicate: config.on_duplicate,
             park: config.park.clone(),
             gate: Gate::new(Brake::new(config.brake)),
+            line_moved: Notify::new(),
             pulses: (0..config.lanes).map(|_| Pulse::default()).collect(),
             step_bound: config.limits.wall + STEP_GRACE,
             plugin,

@@ -5,8 +5,10 @@
 //! their start recorded, so that one that takes the host down is found out. What the world breaks is done
 //! again until it works: nothing is acknowledged, counted or given up for it.
 
+mod alone;
 mod inbox;
 mod pulse;
+mod report;
 mod work;
 
 use std::sync::Arc;
@@ -16,14 +18,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ack::AckQueue;
 use crate::backoff::Backoff;
-use crate::commit::{self, Committed, Hold, Item, Setback, Verdict};
+use crate::commit::{self, Committed, Item, Setback};
 use crate::consumer::Consumer;
-use crate::consumer::brake::Brake;
 use crate::effects::Isolation;
 use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
 use crate::relay::RelayHandle;
-use crate::store::{Claim, ClaimRule, Fate, Session, StoreError};
+use crate::store::{Session, StoreError};
 
 pub use inbox::{Inbox, Lanes};
 pub use pulse::Pulse;
@@ -154,12 +155,12 @@ impl Lane {
             if !self.later.is_empty() {
                 self.held = batch;
                 let work = self.later.remove(0);
-                return self.settle_alone(work).await.map(|_| ());
+                return self.try_later(work).await;
             }
             self.held = batch.split_off(batch.len().min(1));
         }
         for work in std::mem::take(&mut self.later) {
-            self.settle_alone(work).await?;
+            self.try_later(work).await?;
         }
         let mut together = Vec::with_capacity(batch.len());
         for work in self.recognise(batch).await? {
@@ -196,128 +197,6 @@ impl Lane {
         works.retain(|work| !work.is_forgotten());
         let forgotten = (before - works.len()) as u64;
         self.consumer.metrics.forgotten.inc_by(forgotten);
-    }
-
-    /// Redelivered messages whose key has a fate need no run of their own: they are duplicates like others.
-    async fn recognise(&mut self, mut batch: Vec<Work>) -> Result<Vec<Work>, Ended> {
-        let keys = batch
-            .iter()
-            .filter(|work| work.may_be_known())
-            .map(|work| {
-                work.item
-                    .identity
-                    .as_ref()
-                    .map_or_else(|_| Vec::new(), |known| known.key.clone())
-            })
-            .collect::<Vec<_>>();
-        if keys.is_empty() {
-            return Ok(batch);
-        }
-        let keys = keys.iter().map(Vec::as_slice).collect::<Vec<_>>();
-        let mut trouble = Backoff::for_servers();
-        let entries = loop {
-            let id = self.consumer.id;
-            let entries = match self.connect().await {
-                Ok(session) => session.entries(id, &keys).await,
-                Err(error) => Err(error),
-            };
-            match entries {
-                Ok(entries) => break entries,
-                Err(error) => self.pause(&mut trouble, &error).await?,
-            }
-        };
-        for ((work, key), entry) in batch
-            .iter_mut()
-            .filter(|work| work.may_be_known())
-            .zip(keys)
-            .zip(entries)
-        {
-            // Without a key there is nothing to record a start under.
-            work.alone = !key.is_empty() && entry.is_none_or(|entry| entry.fate == Fate::Started);
-        }
-        Ok(batch)
-    }
-
-    /// Runs a message that may have taken a host down: its start is on record before it runs.
-    async fn start_alone(&mut self, mut work: Work) -> Result<(), Ended> {
-        let mut trouble = Backoff::for_servers();
-        let starts = loop {
-            match self.record_start(&work.item).await {
-                Ok(starts) => break starts,
-                Err(error) if error.class() == crate::failure::Class::Ours => {
-                    return Err(Ended::Broken(error));
-                }
-                Err(error) => self.pause(&mut trouble, &error).await?,
-            }
-        };
-        let Some(starts) = starts else {
-            // Somebody else has dealt with the key, or has the row: the claim will tell.
-            return self.settle_alone(work).await.map(|_| ());
-        };
-        if work.item.hold == Hold::Nothing {
-            work.item.hold = Hold::Started(starts);
-        }
-        failpoint::pass(Point::AfterStart);
-        if starts > self.consumer.max_starts() {
-            let crashes = starts - 1;
-            let text = format!("the host went down {crashes} times while it ran this message");
-            work.item.preset = Some(Failure::never(code::CRASH_LOOP, text));
-        }
-        let hold = work.item.hold.clone();
-        let key = work
-            .item
-            .identity
-            .as_ref()
-            .ok()
-            .map(|known| known.key.clone());
-        let settled = self.settle_alone(work).await;
-        if matches!(settled, Err(Ended::Stopped) | Ok(Settled::GivenBack)) {
-            // The world failed, not the message: what it was charged with is taken back.
-            self.undo_start(&hold, key.as_deref()).await;
-        }
-        settled.map(|_| ())
-    }
-
-    async fn record_start(&mut self, item: &Item) -> Result<Option<i32>, StoreError> {
-        let consumer = Arc::clone(&self.consumer);
-        let session = self.connect().await?;
-        failpoint::pass(Point::BeforeStart);
-        if let Hold::Row(id) = &item.hold {
-            return session.waiting_start(consumer.id, id).await;
-        }
-        let Ok(identity) = &item.identity else {
-            return Ok(None);
-        };
-        let plugin = consumer.plugin();
-        let rule = ClaimRule {
-            consumer: consumer.id,
-            plugin: &plugin.digest()[..8],
-            retention: consumer.retention,
-        };
-        let claim = Claim {
-            key: &identity.key,
-            fingerprint: &identity.fingerprint,
-            attempts: 1,
-            timestamp_seconds: item.message.timestamp_seconds(),
-        };
-        let entry = session.record_start(rule, claim).await?;
-        Ok((entry.fate == Fate::Started).then_some(entry.attempts))
-    }
-
-    async fn undo_start(&mut self, hold: &Hold, key: Option<&[u8]>) {
-        failpoint::pass(Point::BeforeUndoStart);
-        let id = self.consumer.id;
-        let Ok(session) = self.connect().await else {
-            return;
-        };
-        let undone = match (hold, key) {
-            (Hold::Row(row), _) => session.waiting_unstart(id, row).await,
-            (Hold::Started(_), Some(key)) => session.undo_start(id, key).await,
-            _ => Ok(()),
-        };
-        if let Err(error) = undone {
-            tracing::debug!(%error, "A recorded start stays on record");
-        }
     }
 
     /// Commits a batch, whatever it takes.
@@ -511,6 +390,10 @@ impl Lane {
             self.report(item, verdict);
         }
         self.tell_brake(&committed.verdicts);
+        if self.consumer.is_strict() && items.iter().any(|item| item.kept) {
+            // The next of a line may be due.
+            self.consumer.line_moved.notify_one();
+        }
     }
 
     /// Lets deliveries go that cannot be kept anywhere: their channel is given up, so that none of the messages
@@ -527,32 +410,6 @@ impl Lane {
             .count();
         self.consumer.metrics.forgotten.inc_by(deliveries as u64);
         self.consumer.set_full(true);
-    }
-
-    /// Tells the brake of a batch in its order; commits one after another count as one.
-    fn tell_brake(&self, verdicts: &[Verdict]) {
-        let mut committed = false;
-        for verdict in verdicts {
-            match verdict {
-                Verdict::Committed if committed => {}
-                Verdict::Committed => {
-                    committed = true;
-                    self.consumer.note_for_brake(Brake::committed);
-                }
-                Verdict::Failed {
-                    failure, status, ..
-                } => {
-                    committed = false;
-                    let (code, now) = (failure.code, Instant::now());
-                    let parked = *status == crate::store::Status::Parked;
-                    self.consumer.note_for_brake(|brake| match parked {
-                        true => brake.parked(code, now),
-                        false => brake.failed(now),
-                    });
-                }
-                Verdict::Duplicate(_) | Verdict::Held | Verdict::Gone => {}
-            }
-        }
     }
 
     /// How many messages the next batch may hold.
@@ -573,71 +430,6 @@ impl Lane {
         } else {
             (self.width + self.width / 8 + 1).min(limits.messages)
         };
-    }
-
-    fn report(&self, item: &Item, verdict: &Verdict) {
-        let metrics = &self.consumer.metrics;
-        if matches!(item.hold, Hold::Row(_)) && *verdict != Verdict::Gone {
-            metrics.retried.inc();
-        }
-        match verdict {
-            Verdict::Held => {
-                metrics.held.inc();
-            }
-            Verdict::Committed => {
-                metrics.committed.inc();
-                let fenced = item.message.timestamp_seconds().is_some();
-                if !fenced && self.consumer.retention.is_some() {
-                    metrics.unfenced.inc();
-                }
-                metrics
-                    .end_to_end_seconds
-                    .observe(item.received.elapsed().as_secs_f64());
-            }
-            Verdict::Duplicate(fate) => metrics.duplicate(&format!("{fate:?}").to_lowercase()),
-            Verdict::Gone => {}
-            Verdict::Failed {
-                failure,
-                status,
-                attempts,
-                delay,
-            } => {
-                metrics.failed(failure.code.0);
-                let key = item
-                    .identity
-                    .as_ref()
-                    .map(|known| crate::key::show(&known.key));
-                let key = key.unwrap_or_default();
-                if *status == crate::store::Status::Parked {
-                    metrics.parked(failure.code.0);
-                    tracing::warn!(
-                        consumer = %self.consumer.name, code = %failure.code, %key, attempts,
-                        error = %failure.message, "Message parked"
-                    );
-                } else {
-                    tracing::debug!(
-                        consumer = %self.consumer.name, code = %failure.code, %key, attempts,
-                        error = %failure.message, delay_seconds = delay.as_secs_f64(), "Message failed"
-                    );
-                }
-            }
-        }
-    }
-
-    fn note(&self, setback: &Setback) {
-        let (reason, error) = match setback {
-            Setback::Isolate => ("isolate", None),
-            Setback::Split(error) => ("split", Some(error)),
-            Setback::Again => ("again", None),
-            Setback::Full => ("full", None),
-            Setback::Busy(error) => ("busy", Some(error)),
-            Setback::World(error) => ("world", Some(error)),
-            Setback::Ours(error) => ("ours", Some(error)),
-        };
-        self.consumer.metrics.setback(reason);
-        if let Some(error) = error {
-            tracing::debug!(consumer = %self.consumer.name, reason, %error, "Batch rolled back");
-        }
     }
 
     async fn connect(&mut self) -> Result<&mut dyn Session, StoreError> {
@@ -669,9 +461,15 @@ impl Lane {
             self.session = None;
         }
         if trouble.tries() == 2 {
+            let what = match error {
+                StoreError::LockTimeout(_) | StoreError::Conflict(_) => {
+                    "Another transaction is in the way"
+                }
+                _ => "The store does not answer",
+            };
             tracing::warn!(
                 consumer = %self.consumer.name, lane = self.number, %error,
-                "The store does not answer; messages are held and tried again"
+                "{what}; messages are held and tried again"
             );
         }
         let pulse = self.consumer.pulse(self.number);

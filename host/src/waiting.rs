@@ -192,6 +192,7 @@ pub async fn run(consumer: Arc<Consumer>, lanes: Lanes, stop: CancellationToken)
         };
         tokio::select! {
             () = stop.cancelled() => return,
+            () = consumer.line_moved.notified() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

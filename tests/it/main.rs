@@ -234,6 +234,7 @@ fn main() -> ExitCode {
                 a_replay_after_expiry_is_applied_once;
         }
         brake {
+            once: it_gives_back_what_the_broker_would_take_back;
             each store:
                 a_braked_consumer_keeps_what_it_holds,
                 it_goes_on_by_itself_when_a_message_commits;

@@ -116,7 +116,7 @@ pub async fn takes_over_a_live_queue(place: &Place, scene: Scene) -> Checked {
     let ended = host.cli(&import).await?;
     ensure!(
         ended.code == Some(1)
-            && ended.stderr.contains("line 512")
+            && ended.stderr.contains("record 511")
             && ended.stderr.contains("510 keys before it are imported"),
         "{ended:?}"
     );

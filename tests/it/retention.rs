@@ -88,9 +88,8 @@ pub async fn a_replay_after_expiry_is_applied_once(place: &Place, scene: Scene) 
         .store
         .execute("DELETE FROM t_counters WHERE id = 'a'")
         .await?;
-    let gate = json!({"expect_affected": [
-        "UPDATE t_counters SET total = total + 1 WHERE id = 'a'", [], 1,
-    ]});
+    let update = "UPDATE t_counters SET total = total + 1 WHERE id = 'a'";
+    let gate = json!({"expect_affected": [[update, []], 1]});
     let copy = || {
         let mut copy = message("k", &[gate.clone(), publish("k")]);
         copy.properties = copy.properties.with_timestamp(now() - 60);

@@ -34,9 +34,8 @@ fn fine(account: &str, number: usize) -> Message {
 }
 
 fn rejected_until(row: &str) -> Value {
-    json!({"expect_affected": [
-        format!("UPDATE t_counters SET total = total + 1 WHERE id = '{row}'"), [], 1,
-    ]})
+    let update = format!("UPDATE t_counters SET total = total + 1 WHERE id = '{row}'");
+    json!({"expect_affected": [[update, []], 1]})
 }
 
 fn consumer(scene: &Scene) -> anyhow::Result<Consumer> {
@@ -185,7 +184,8 @@ pub async fn at_its_cap_the_consumer_takes_no_more_and_loses_nothing(
         .set("max-held", "8")
         .set("batch", "3")
         .set("prefetch", "16");
-    let host = Host::start(place, &scene.config("host", consumer)).await?;
+    // It may be full before anybody has seen it ready.
+    let host = Host::launch(place, &scene.config("host", consumer))?;
     let full = [("reason", "full")];
     wait::until_equal("the reasons to take no more", 1, async || {
         host.metric_where("hapax_consumer_paused", &full).await
@@ -343,7 +343,7 @@ pub async fn is_kept_on_the_embedded_broker(place: &Place) -> Checked {
     let published = host::cli(&config_file, &["publish", "--queue", QUEUE, "--file", file]).await?;
     ensure!(published.code == Some(0), "{published:?}");
 
-    let host = Host::start(place, &config).await?;
+    let host = Host::launch(place, &config)?;
     let full = [("reason", "full")];
     wait::until(
         "the line behind the parked message to be full",

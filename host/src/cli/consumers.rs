@@ -174,7 +174,7 @@ fn render(consumers: &[ConsumerState]) -> String {
         if consumer.rules_differ {
             let _ = writeln!(
                 text,
-                "{STRONG}{name}{STRONG:#} {BAD}other rules{BAD:#} the store remembers the key {} and the \
+                "{STRONG}{name}{STRONG:#} {BAD}other rules{BAD:#}: the store remembers the key {} and the \
                  fingerprint {}; no host starts with those of the configuration: see `hapax consumers rekey`",
                 output::clean(&consumer.key_rule),
                 output::clean(&consumer.fingerprint_rule)

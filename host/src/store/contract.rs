@@ -8,6 +8,7 @@ mod ledger;
 mod lines;
 mod outbox;
 mod postgres;
+mod retention;
 mod sqlite;
 mod state;
 mod transactions;

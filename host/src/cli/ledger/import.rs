@@ -88,7 +88,9 @@ pub(super) async fn run(arguments: &ImportArgs, config: &Arc<Config>) -> Result<
     let (blocks, taken) = mpsc::channel(BLOCKS_AHEAD);
     // Reading a file waits, and so does its own thread.
     let (read, sent) = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read(&shape, input, &blocks));
+        let shape = &shape;
+        // It takes the sender with it, so that the blocks end with the file.
+        let reader = scope.spawn(move || read(shape, input, &blocks));
         let sent = tokio::task::block_in_place(|| {
             tokio::runtime::Handle::current().block_on(send(
                 &access,

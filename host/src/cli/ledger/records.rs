@@ -84,7 +84,7 @@ impl Shape<'_> {
     }
 
     /// Reads all records and hands each key to `take`, with the bytes that were read up to it. The problem
-    /// names the line. Blank lines are no records.
+    /// names the line, or the record. Blank lines are no records.
     pub fn read(
         &self,
         input: impl Read,
@@ -182,23 +182,21 @@ impl Shape<'_> {
             places.push(place.ok_or_else(|| {
                 let names = header.iter().map(crate::output::bytes);
                 Stop::Record(format!(
-                    "line 1: there is no column `{field}`; there is {}",
+                    "there is no column `{field}`; there is {}",
                     names.collect::<Vec<_>>().join(", ")
                 ))
             })?);
         }
         let mut record = csv::ByteRecord::new();
-        loop {
-            let line = reader.position().line();
-            let at = |problem: String| Stop::Record(format!("line {line}: {problem}"));
+        // Records, not lines: one may hold several.
+        for number in 1_u64.. {
+            let at = |problem: String| Stop::Record(format!("record {number}: {problem}"));
             if !reader
                 .read_byte_record(&mut record)
                 .map_err(|error| at(format!("not CSV: {error}")))?
             {
-                return Ok(());
+                break;
             }
-            let line = record.position().map_or(line, csv::Position::line);
-            let at = |problem: String| Stop::Record(format!("line {line}: {problem}"));
             let parts = places.iter().zip(&self.fields).map(|(place, field)| {
                 let cell = record
                     .get(*place)
@@ -213,6 +211,7 @@ impl Shape<'_> {
             let found = found(join_parts(parts)).map_err(at)?;
             take(found, reader.position().byte())?;
         }
+        Ok(())
     }
 }
 
@@ -332,7 +331,7 @@ mod tests {
         let text = b"at,order id,tenant\n1,\"o,1\nx\",acme\r\n2,o-2,\n";
         let problem = keys(&csv, text).expect_err("an empty column");
         assert!(
-            problem.contains("`tenant` is empty") && problem.contains("line 4:"),
+            problem.contains("`tenant` is empty") && problem.contains("record 2:"),
             "{problem}"
         );
         let read = keys(&csv, b"at,order id,tenant\n1,\"o,1\nx\",acme\r\n").expect("keys");

@@ -254,7 +254,9 @@ async fn commit_without_a_transaction_is_refused(fixture: &Fixture) {
 
 async fn migrations_are_applied_once_however_many_hosts_start(fixture: &Fixture) {
     let mut session = fixture.session().await;
-    for table in ["ledger", "waiting", "outbox", "state", "consumer", "meta"] {
+    for table in [
+        "ledger", "waiting", "outbox", "state", "consumer", "meta", "journal",
+    ] {
         session
             .execute(&format!("DROP TABLE hapax_{table}"), &[])
             .await
