@@ -9,6 +9,7 @@ mod check;
 mod demo;
 mod migrate;
 mod parked;
+mod plugins;
 mod publish;
 mod run;
 mod status;
@@ -73,6 +74,9 @@ pub enum Command {
     /// Look at failed messages, run them again, or give them up
     #[command(subcommand)]
     Parked(parked::ParkedCommand),
+    /// Show which plugin versions run, load a new one, or go back
+    #[command(subcommand)]
+    Plugins(plugins::PluginsCommand),
     /// Show consumers, queues, fates and the outbox
     Status(status::StatusArgs),
 }
@@ -236,6 +240,7 @@ pub async fn run(command: Command, config: Arc<Config>) -> Result<ExitCode, Erro
         Command::Migrate(arguments) => migrate::run(&arguments, &config).await?,
         Command::Publish(arguments) => publish::run(&arguments, config).await?,
         Command::Parked(command) => parked::run(command, config).await?,
+        Command::Plugins(command) => plugins::run(command, config).await?,
         Command::Status(arguments) => status::run(&arguments, config).await?,
         alone @ (Command::Build(_) | Command::Demo(_) | Command::DemoConsumer(_)) => {
             return alone.run_alone().await;

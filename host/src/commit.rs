@@ -106,7 +106,9 @@ pub async fn attempt(
         lane,
         isolation,
     };
+    let flight = pass.plugin.usage().begin(items.len());
     let result = pass.run(slot, items).await;
+    drop(flight);
     if result.is_err() {
         roll_back(slot).await;
     }
@@ -187,7 +189,10 @@ impl Pass<'_> {
         let (verdicts, writes) = self.verdicts(items, results);
         let outgoing = self.write(&mut **session, &keys, &writes, outgoing).await?;
         match session.commit().await {
-            Ok(()) => Ok(Committed { verdicts, outgoing }),
+            Ok(()) => {
+                self.count(&verdicts);
+                Ok(Committed { verdicts, outgoing })
+            }
             Err(error) => Err(self.refused_setback(error, items)),
         }
     }
@@ -275,6 +280,15 @@ impl Pass<'_> {
             Ok(()) => (Some(transaction), Ok(plan)),
             Err(error) => (Some(transaction), Err(host_error(error))),
         }
+    }
+
+    /// What this version of the plugin has done.
+    fn count(&self, verdicts: &[Verdict]) {
+        let of = |is: fn(&Verdict) -> bool| verdicts.iter().filter(|one| is(one)).count() as u64;
+        self.plugin.usage().count(
+            of(|verdict| matches!(verdict, Verdict::Committed)),
+            of(|verdict| matches!(verdict, Verdict::Failed { attempts: 1.., .. })),
+        );
     }
 
     /// What the database refuses at the end cannot be told apart by message; alone it is that message's.

@@ -141,6 +141,8 @@ pub struct Host {
     pub name: String,
     /// How long a drain may take before the process leaves anyway.
     pub shutdown_timeout: Duration,
+    /// Where components and their machine code are kept; `None` for nowhere.
+    pub cache: Option<PathBuf>,
 }
 
 /// `[[consumer]]`: one queue, one plugin, and the rules between them.

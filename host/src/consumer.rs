@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use crate::config;
 use crate::key::KeyRules;
 use crate::metrics::ConsumerMetrics;
+use crate::plugins::PluginFile;
 use crate::sandbox::{Environment, Plugin};
 use crate::store::{ConsumerId, HostId, Store};
 
@@ -25,7 +24,7 @@ pub struct Consumer {
     pub retention: Option<Duration>,
     pub environment: Arc<Environment>,
     pub metrics: ConsumerMetrics,
-    plugin: watch::Receiver<Arc<Plugin>>,
+    plugin: Arc<PluginFile>,
 }
 
 /// When a batch is full.
@@ -43,7 +42,7 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     pub environment: Arc<Environment>,
     pub metrics: ConsumerMetrics,
-    pub plugin: watch::Receiver<Arc<Plugin>>,
+    pub plugin: Arc<PluginFile>,
 }
 
 impl Consumer {
@@ -81,7 +80,12 @@ impl Consumer {
 
     /// The component that new batches run on.
     pub fn plugin(&self) -> Arc<Plugin> {
-        Arc::clone(&self.plugin.borrow())
+        self.plugin.current()
+    }
+
+    /// The file that it comes from.
+    pub fn plugin_file(&self) -> &Arc<PluginFile> {
+        &self.plugin
     }
 
     /// How often a message may begin and take the host down with it.

@@ -17,6 +17,7 @@ use crate::consumer::Consumer;
 use crate::http::{self, Readiness};
 use crate::lane::{Broken, Inbox, Lane, Lanes};
 use crate::metrics::Metrics;
+use crate::plugins;
 use crate::relay::{Relay, RelayHandle};
 use crate::source::Feed;
 use crate::source::amqp::AmqpSource;
@@ -24,7 +25,7 @@ use crate::source::embedded::EmbeddedSource;
 use crate::store::Store;
 use crate::{sweep, waiting};
 
-pub use start::{StartError, broker_address, open_store, rules};
+pub use start::{StartError, broker_address, open_store, rules, sandbox};
 
 /// Works that an inbox holds beside the prefetch: rows of `hapax_waiting` that were handed over.
 const WAITING_CAPACITY: usize = 256;
@@ -91,6 +92,8 @@ impl Host {
             store: Arc::clone(&parts.store),
         };
         host.relay = tokio::spawn(relay.run(host.drain_relay.clone(), host.give_up.clone()));
+        host.workers
+            .spawn(plugins::watch(parts.plugins, host.stop.clone()));
         for (consumer, settings) in parts.consumers {
             host.start_consumer(
                 consumer,

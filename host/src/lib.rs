@@ -38,6 +38,7 @@ pub mod host;
 pub mod http;
 pub mod metrics;
 pub mod operations;
+pub mod plugins;
 pub mod telemetry;
 
 // What people type and see.

@@ -10,6 +10,7 @@
 
 mod headers;
 mod parked;
+mod plugins;
 mod publish;
 mod status;
 mod wire;
@@ -25,6 +26,7 @@ use crate::failure::Class;
 use crate::store::{Session, Store, StoreError};
 
 pub use parked::{Changed, Entry, Filter, Page, Selection, Shown, unique_digits};
+pub use plugins::{PluginChanged, PluginRequest, PluginStatus, RefusedStatus};
 pub use publish::{AmqpPublish, Answer};
 pub use status::{ConsumerStatus, OutboxStatus, Status};
 pub use wire::Wire;
@@ -43,6 +45,8 @@ pub enum Request {
     Discard(Selection),
     /// Into queues of the embedded broker.
     Publish(Vec<Wire>),
+    /// Of a running daemon.
+    Plugins(PluginRequest),
 }
 
 /// What came of it.
@@ -55,6 +59,8 @@ pub enum Response {
     Changed(Changed),
     /// For each message, in order.
     Published(Vec<Answer>),
+    Plugins(Vec<PluginStatus>),
+    PluginChanged(PluginChanged),
 }
 
 /// Why an operation was not done, in words for the operator.
@@ -98,6 +104,10 @@ impl Operations {
 
     /// Does what is asked, or nothing. Not cancel safe: a bulk operation that is dropped is half done.
     pub async fn execute(&self, request: Request) -> Result<Response, OperationError> {
+        // Plugins change while the store is away, too.
+        if let Request::Plugins(request) = request {
+            return self.plugins(request).await;
+        }
         let mut session = self.store.session("hapax operator").await?;
         let session = &mut *session;
         Ok(match request {
@@ -116,6 +126,7 @@ impl Operations {
             Request::Publish(messages) => {
                 Response::Published(self.publish(session, messages).await?)
             }
+            Request::Plugins(request) => self.plugins(request).await?,
         })
     }
 

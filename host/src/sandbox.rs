@@ -44,7 +44,10 @@ use text::{MAX_TEXT_BYTES, bounded, without_nul};
 
 pub use engine::{Sandbox, SandboxError, SandboxOptions};
 pub use grants::Import;
-pub use plugins::{LoadError, LoadProblem, Plugin};
+pub use plugins::{
+    Cache, LoadError, LoadProblem, MAX_VERSIONS, Plugin, PluginDigest, Usage, read_component,
+    write_file,
+};
 pub use seeds::Seeds;
 
 /// What stays the same for all messages of a consumer.

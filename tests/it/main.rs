@@ -12,6 +12,7 @@ mod drain;
 mod embedded;
 mod exactly_once;
 mod failing_message;
+mod hot_load;
 mod message_content;
 mod one_key_fifty_times;
 mod operator;
@@ -185,6 +186,20 @@ fn main() -> ExitCode {
                 with_sigterm_under_load_every_life_ends_well,
                 a_second_signal_ends_it_at_once_and_loses_nothing;
             each store: what_was_only_fetched_goes_back;
+        }
+        hot_load {
+            once:
+                two_hundred_swaps_under_load_lose_and_double_nothing,
+                running_messages_end_on_the_version_they_began_with,
+                a_broken_component_leaves_the_old_one_serving,
+                a_file_that_is_overwritten_while_it_is_read_is_loaded_in_the_end,
+                a_link_that_is_swapped_is_followed,
+                a_file_or_directory_that_is_deleted_and_made_again_is_loaded,
+                a_damaged_cache_is_compiled_again,
+                without_a_cache_everything_but_going_back_works,
+                kill_9_in_the_middle_of_a_swap_loses_and_doubles_nothing,
+                an_operator_loads_and_rolls_back,
+                a_warm_start_compiles_nothing;
         }
         operator {
             each store:

@@ -13,4 +13,5 @@ pub mod proxy;
 pub mod scene;
 pub mod servers;
 pub mod store;
+pub mod versions;
 pub mod wait;

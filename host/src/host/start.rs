@@ -1,9 +1,12 @@
 //! Everything that is opened, checked and refused before the first message is taken.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
+use futures_util::future::join_all;
 use lapin::types::ShortString;
-use tokio::sync::watch;
 
 use crate::amqp::{Address, ConnectError};
 use crate::config::{self, BrokerKind, Config, StoreKind};
@@ -12,10 +15,9 @@ use crate::effects::outbox::Composer;
 use crate::effects::sql::rules::{BadGrant, Grants, Rules};
 use crate::failure::Class;
 use crate::metrics::Metrics;
+use crate::plugins::{PluginFile, User, short};
 use crate::relay::{AmqpPublisher, EmbeddedPublisher, Publisher};
-use crate::sandbox::{
-    Environment, LoadError, Plugin, Sandbox, SandboxError, SandboxOptions, Seeds,
-};
+use crate::sandbox::{Cache, Environment, LoadError, Sandbox, SandboxError, SandboxOptions, Seeds};
 use crate::source::amqp::{QueueError, prepare};
 use crate::store::{
     ConsumerRow, Dialect, HostId, SessionOptions, Store, StoreError, postgres::PostgresStore,
@@ -48,14 +50,6 @@ pub enum StartError {
     },
     #[error("the consumer {consumer} cannot be started: {error}")]
     Plugin { consumer: String, error: LoadError },
-    #[error(
-        "the plugin of the consumer {consumer} begins with {needed} bytes of memory, and limits.memory is {limit}: every message would fail; raise it"
-    )]
-    Memory {
-        consumer: String,
-        needed: u64,
-        limit: u64,
-    },
     #[error("the grants of the consumer {consumer} are wrong: {}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Grants {
         consumer: String,
@@ -98,6 +92,8 @@ pub struct Parts<'c> {
     /// `None` for the embedded broker.
     pub broker: Option<Address>,
     pub consumers: Vec<(Arc<Consumer>, &'c config::Consumer)>,
+    /// Each file once, whoever runs it.
+    pub plugins: Vec<Arc<PluginFile>>,
 }
 
 /// Opens the store that the configuration names. Does not look at its tables.
@@ -159,22 +155,21 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
     }
     let mut session = store.session("hapax start").await.map_err(failed)?;
     let secret = session.secret().await.map_err(failed)?;
-    let plugins = load_plugins(config, lanes).await?;
+    let plugins = load_plugins(config, metrics).await?;
     let broker = broker_address(config);
     check_queues(config, broker.as_ref(), &mut *session).await?;
 
     let host = HostId(fastrand::i32(1..));
     let mut consumers = Vec::with_capacity(config.consumers.len());
-    for (settings, plugin) in config.consumers.iter().zip(plugins) {
+    for settings in &config.consumers {
+        let plugin = Arc::clone(&plugins[&settings.plugin]);
         let row = register(config, settings, &mut *session).await?;
-        let digest = hex::encode(&plugin.digest()[..8]);
+        let digest = short(plugin.current().digest());
         tracing::info!(
             consumer = %settings.name, queue = %settings.queue, plugin = %settings.plugin.display(),
             digest, lanes = settings.lanes, "Consumer ready"
         );
         let environment = environment(settings, &row, &secret, &*store)?;
-        // The sender lives as long as the process: there is no other version to come from it.
-        let (_, plugin) = watch::channel(plugin);
         let parts = ConsumerParts {
             id: row.id,
             host,
@@ -195,6 +190,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
         publisher,
         broker,
         consumers,
+        plugins: plugins.into_values().collect(),
     })
 }
 
@@ -215,42 +211,61 @@ async fn prepare_schema(config: &Config, store: &dyn Store) -> Result<(), StartE
     Ok(())
 }
 
-/// Compiles every component, off the threads that will run them.
-async fn load_plugins(config: &Config, lanes: usize) -> Result<Vec<Arc<Plugin>>, StartError> {
-    let limits = config.consumers.iter().map(|consumer| &consumer.limits);
-    let options = SandboxOptions {
-        concurrent_instances: lanes,
-        max_memory: limits
-            .clone()
+/// Where plugins run: as many at a time as there are lanes.
+pub fn sandbox(config: &Config) -> Result<Arc<Sandbox>, SandboxError> {
+    let limits = || config.consumers.iter().map(|consumer| &consumer.limits);
+    Sandbox::new(SandboxOptions {
+        concurrent_instances: config.consumers.iter().map(|consumer| consumer.lanes).sum(),
+        max_memory: limits()
             .map(|limits| limits.memory)
             .max()
             .unwrap_or_default(),
-        max_table_elements: limits
+        max_table_elements: limits()
             .map(|limits| limits.table_elements)
             .max()
             .unwrap_or_default(),
-    };
-    let sandbox = Sandbox::new(options)?;
-    let mut plugins = Vec::with_capacity(config.consumers.len());
+    })
+}
+
+/// Loads every file that a consumer names, once.
+async fn load_plugins(
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<BTreeMap<PathBuf, Arc<PluginFile>>, StartError> {
+    let started = Instant::now();
+    let sandbox = sandbox(config)?;
+    let cache = config
+        .host
+        .cache
+        .as_deref()
+        .and_then(Cache::open)
+        .map(Arc::new);
+    let mut users = BTreeMap::<PathBuf, Vec<User>>::new();
     for settings in &config.consumers {
-        let (sandbox, path) = (Arc::clone(&sandbox), settings.plugin.clone());
-        let loaded = tokio::task::spawn_blocking(move || Plugin::load(&sandbox, &path)).await;
-        let plugin = loaded
-            .expect("loading a component does not panic")
-            .map_err(|error| StartError::Plugin {
+        users
+            .entry(settings.plugin.clone())
+            .or_default()
+            .push(User {
                 consumer: settings.name.clone(),
-                error,
-            })?;
-        let needed = plugin.initial_memory_bytes();
-        if needed > settings.limits.memory {
-            return Err(StartError::Memory {
-                consumer: settings.name.clone(),
-                needed,
-                limit: settings.limits.memory,
+                memory: settings.limits.memory,
             });
-        }
-        plugins.push(Arc::new(plugin));
     }
+    let loaded = join_all(users.into_iter().map(async |(path, users)| {
+        let consumer = users[0].consumer.clone();
+        match PluginFile::open(&sandbox, &path, users, cache.clone(), metrics).await {
+            Ok(file) => Ok((path, file)),
+            Err(error) => Err(StartError::Plugin { consumer, error }),
+        }
+    }))
+    .await;
+    let plugins = loaded.into_iter().collect::<Result<BTreeMap<_, _>, _>>()?;
+    let cached = plugins.values().filter(|file| file.current().was_cached());
+    tracing::info!(
+        plugins = plugins.len(),
+        from_cache = cached.count(),
+        load_seconds = started.elapsed().as_secs_f64(),
+        "Plugins loaded"
+    );
     Ok(plugins)
 }
 

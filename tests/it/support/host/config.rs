@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
-use crate::support::ports;
+use crate::support::{place, ports};
 
 /// A whole file. Each has addresses of its own, so that several hosts can run side by side.
 #[derive(Clone)]
@@ -20,6 +20,8 @@ pub struct Config {
     admin: SocketAddr,
     /// Lines as they stand in their section.
     store_lines: Vec<String>,
+    /// Where plugins are cached: one place for all tests, unless a test is about it.
+    cache: PathBuf,
     consumers: Vec<Consumer>,
 }
 
@@ -40,6 +42,7 @@ impl Config {
             broker: broker_url.to_owned(),
             admin: address(),
             store_lines: vec!["migrate = true".to_owned()],
+            cache: place::root().join("cache"),
             consumers: Vec::new(),
         }
     }
@@ -52,6 +55,18 @@ impl Config {
     /// Adds a line to `[store]`.
     pub fn store_line(mut self, line: &str) -> Config {
         self.store_lines.push(line.to_owned());
+        self
+    }
+
+    /// Has this consumer and no other.
+    pub fn only(mut self, consumer: Consumer) -> Config {
+        self.consumers = vec![consumer];
+        self
+    }
+
+    /// Keeps components and machine code somewhere else.
+    pub fn cache(mut self, place: &Path) -> Config {
+        self.cache = place.to_owned();
         self
     }
 
@@ -71,6 +86,7 @@ impl Config {
         writeln!(text, "[broker]\nurl = \"{}\"", self.broker)?;
         writeln!(text, "[health]\nlisten = \"{}\"", self.health)?;
         writeln!(text, "[admin]\nlisten = \"{}\"", self.admin)?;
+        writeln!(text, "[host]\ncache = \"{}\"", self.cache.display())?;
         for consumer in &self.consumers {
             writeln!(text, "[[consumer]]")?;
             for (field, value) in &consumer.fields {
