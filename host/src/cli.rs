@@ -7,12 +7,16 @@ mod access;
 mod build;
 mod check;
 mod demo;
+mod dev;
 mod migrate;
+mod new;
 mod parked;
 mod plugins;
+mod project;
 mod publish;
 mod run;
 mod status;
+mod test;
 
 use std::ffi::OsString;
 use std::io;
@@ -67,8 +71,14 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Bring the tables of the store up to date
     Migrate(migrate::MigrateArgs),
-    /// Build a Rust plugin into a component
+    /// Make a project for a plugin
+    New(new::NewArgs),
+    /// Build a plugin into a component
     Build(build::BuildArgs),
+    /// Run a host for a plugin that is being written: builds it again, swaps it, tells what messages do
+    Dev(dev::DevArgs),
+    /// Run messages through a plugin, and look for what would hurt
+    Test(test::TestArgs),
     /// Publish messages from a file, one JSON object a line
     Publish(publish::PublishArgs),
     /// Look at failed messages, run them again, or give them up
@@ -90,7 +100,15 @@ impl Arguments {
 
 impl Command {
     pub fn needs_config(&self) -> bool {
-        !matches!(self, Self::Build(_) | Self::Demo(_) | Self::DemoConsumer(_))
+        !matches!(
+            self,
+            Self::New(_)
+                | Self::Build(_)
+                | Self::Dev(_)
+                | Self::Test(_)
+                | Self::Demo(_)
+                | Self::DemoConsumer(_)
+        )
     }
 
     pub fn is_daemon(&self) -> bool {
@@ -218,11 +236,17 @@ impl From<io::Error> for Error {
 }
 
 impl Command {
-    /// A command that has no use for a configuration.
-    pub async fn run_alone(self) -> Result<ExitCode, Error> {
+    /// A command that has no use for a configuration, or finds its own. `config` is what was typed.
+    pub async fn run_alone(self, config: Option<PathBuf>) -> Result<ExitCode, Error> {
         match self {
+            Self::New(arguments) => {
+                new::run(&arguments)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Dev(arguments) => dev::run(arguments, config).await,
+            Self::Test(arguments) => test::run(arguments, config).await,
             Self::Build(arguments) => {
-                build::run(arguments).await?;
+                build::command(arguments).await?;
                 Ok(ExitCode::SUCCESS)
             }
             Self::Demo(demo) => demo::run(demo).await,
@@ -242,8 +266,13 @@ pub async fn run(command: Command, config: Arc<Config>) -> Result<ExitCode, Erro
         Command::Parked(command) => parked::run(command, config).await?,
         Command::Plugins(command) => plugins::run(command, config).await?,
         Command::Status(arguments) => status::run(&arguments, config).await?,
-        alone @ (Command::Build(_) | Command::Demo(_) | Command::DemoConsumer(_)) => {
-            return alone.run_alone().await;
+        alone @ (Command::New(_)
+        | Command::Build(_)
+        | Command::Dev(_)
+        | Command::Test(_)
+        | Command::Demo(_)
+        | Command::DemoConsumer(_)) => {
+            return alone.run_alone(None).await;
         }
     }
     Ok(ExitCode::SUCCESS)

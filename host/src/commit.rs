@@ -217,7 +217,7 @@ impl Pass<'_> {
             key: Arc::from(key),
             number: u32::try_from(attempts + 1).unwrap_or(1),
             redelivered: item.redelivered,
-            now_micros: crate::clock::now_micros(),
+            now_micros: self.consumer.now_micros(),
             lane: self.lane,
         };
         let run = self

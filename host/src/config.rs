@@ -370,6 +370,11 @@ fn choose(
         .ok_or(NotFound)
 }
 
+/// Where components and their machine code are kept on this machine when nobody says otherwise.
+pub fn default_cache() -> Option<PathBuf> {
+    section::cache_place(&|name| Machine.env(name).ok())
+}
+
 /// Reads a configuration from a file.
 pub fn load(path: &Path) -> Result<Config, Problems> {
     match fs::read(path).map(String::from_utf8) {

@@ -25,6 +25,7 @@ pub struct Consumer {
     pub environment: Arc<Environment>,
     pub metrics: ConsumerMetrics,
     plugin: Arc<PluginFile>,
+    frozen: Option<i64>,
 }
 
 /// When a batch is full.
@@ -43,6 +44,8 @@ pub struct Parts {
     pub environment: Arc<Environment>,
     pub metrics: ConsumerMetrics,
     pub plugin: Arc<PluginFile>,
+    /// The time that every attempt sees, where attempts are compared. Microseconds since the Unix epoch.
+    pub frozen: Option<i64>,
 }
 
 impl Consumer {
@@ -54,6 +57,7 @@ impl Consumer {
             environment,
             metrics,
             plugin,
+            frozen,
         } = parts;
         Self {
             name: config.name.clone(),
@@ -75,7 +79,13 @@ impl Consumer {
             environment,
             metrics,
             plugin,
+            frozen,
         }
+    }
+
+    /// When an attempt that begins now begins, as its handler sees it. Microseconds since the Unix epoch.
+    pub fn now_micros(&self) -> i64 {
+        self.frozen.unwrap_or_else(crate::clock::now_micros)
     }
 
     /// The component that new batches run on.

@@ -25,7 +25,7 @@ use crate::source::embedded::EmbeddedSource;
 use crate::store::Store;
 use crate::{sweep, waiting};
 
-pub use start::{StartError, broker_address, open_store, rules, sandbox};
+pub use start::{StartError, broker_address, environment, open_store, rules, sandbox};
 
 /// Works that an inbox holds beside the prefetch: rows of `hapax_waiting` that were handed over.
 const WAITING_CAPACITY: usize = 256;
@@ -61,8 +61,17 @@ pub struct Host {
 impl Host {
     /// Builds and starts everything.
     pub async fn start(config: Arc<config::Config>) -> Result<Self, StartError> {
+        let store = open_store(&config)?;
+        Self::start_on(store, config).await
+    }
+
+    /// The same on a store that is open already.
+    pub async fn start_on(
+        store: Arc<dyn Store>,
+        config: Arc<config::Config>,
+    ) -> Result<Self, StartError> {
         let metrics = Metrics::new();
-        let parts = start::parts(&config, &metrics).await?;
+        let parts = start::parts(&config, store, &metrics).await?;
         let readiness = Arc::new(Readiness::new(
             parts
                 .consumers

@@ -234,7 +234,7 @@ pub(super) fn host(mut table: Table<'_>) -> Result<Host, Reported> {
 }
 
 /// Where services and users keep what can be made again: systemd says it, then the desktop's rules.
-fn cache_place(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+pub(super) fn cache_place(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     let named = |name| env(name).filter(|place| Path::new(place).is_absolute());
     let own = named("CACHE_DIRECTORY").map(PathBuf::from);
     own.or_else(|| Some(Path::new(&named("XDG_CACHE_HOME")?).join("hapax")))

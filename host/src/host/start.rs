@@ -134,7 +134,11 @@ fn store_error(config: &Config, error: StoreError) -> StartError {
 }
 
 /// Opens and checks everything.
-pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c>, StartError> {
+pub async fn parts<'c>(
+    config: &'c Config,
+    store: Arc<dyn Store>,
+    metrics: &Metrics,
+) -> Result<Parts<'c>, StartError> {
     let lanes = config
         .consumers
         .iter()
@@ -147,7 +151,6 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
     {
         return Err(StartError::Connections { lanes, max });
     }
-    let store = open_store(config)?;
     prepare_schema(config, &*store).await?;
     let failed = |error| store_error(config, error);
     for warning in store.warnings().await.map_err(failed)? {
@@ -177,6 +180,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
             environment: Arc::new(environment),
             metrics: metrics.consumer(&settings.name),
             plugin,
+            frozen: None,
         };
         consumers.push((Arc::new(Consumer::new(settings, parts)), settings));
     }
@@ -224,6 +228,7 @@ pub fn sandbox(config: &Config) -> Result<Arc<Sandbox>, SandboxError> {
             .map(|limits| limits.table_elements)
             .max()
             .unwrap_or_default(),
+        metered: false,
     })
 }
 
@@ -354,7 +359,8 @@ async fn register(
     Ok(row)
 }
 
-fn environment(
+/// What stays the same for all messages of a consumer.
+pub fn environment(
     settings: &config::Consumer,
     row: &ConsumerRow,
     secret: &[u8],

@@ -48,6 +48,8 @@ pub struct PluginStatus {
     pub failures: u64,
     /// Messages that are in a transaction of this version now.
     pub in_flight: u64,
+    /// The most linear memory that one message has had.
+    pub peak_memory_bytes: u64,
     /// Versions in memory: more than one while messages end on an earlier one.
     pub versions_in_memory: usize,
     /// SHA-256 of the versions that a rollback would go to, the next one first.
@@ -154,6 +156,7 @@ fn status(consumer: &Consumer) -> PluginStatus {
         messages: usage.committed(),
         failures: usage.failed(),
         in_flight: usage.in_flight(),
+        peak_memory_bytes: usage.peak_memory_bytes(),
         versions_in_memory: state.in_memory,
         earlier: state.earlier.iter().map(hex::encode).collect(),
         refused: state.refused.map(|refused| RefusedStatus {

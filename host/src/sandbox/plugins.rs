@@ -66,6 +66,9 @@ pub struct Usage {
     committed: AtomicU64,
     failed: AtomicU64,
     in_flight: AtomicU64,
+    run_nanos: AtomicU64,
+    peak_memory_bytes: AtomicU64,
+    fuel: AtomicU64,
 }
 
 /// Messages that are being worked on. They are not any more when this is dropped.
@@ -90,6 +93,30 @@ impl Usage {
     pub fn count(&self, committed: u64, failed: u64) {
         self.committed.fetch_add(committed, Ordering::Relaxed);
         self.failed.fetch_add(failed, Ordering::Relaxed);
+    }
+
+    /// An instance has ended.
+    pub(super) fn ran(&self, elapsed: Duration, memory_bytes: u64, fuel: u64) {
+        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        self.run_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.peak_memory_bytes
+            .fetch_max(memory_bytes, Ordering::Relaxed);
+        self.fuel.fetch_add(fuel, Ordering::Relaxed);
+    }
+
+    /// Time in the handler, host calls included, of all runs together.
+    pub fn run_time(&self) -> Duration {
+        Duration::from_nanos(self.run_nanos.load(Ordering::Relaxed))
+    }
+
+    /// The most linear memory that an instance has had, in bytes.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        self.peak_memory_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Instructions that all runs together have executed, about; 0 unless the sandbox is metered.
+    pub fn fuel(&self) -> u64 {
+        self.fuel.load(Ordering::Relaxed)
     }
 
     pub fn committed(&self) -> u64 {

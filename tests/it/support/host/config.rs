@@ -42,7 +42,7 @@ impl Config {
             broker: broker_url.to_owned(),
             admin: address(),
             store_lines: vec!["migrate = true".to_owned()],
-            cache: place::root().join("cache"),
+            cache: place::root().join("cache/hapax"),
             consumers: Vec::new(),
         }
     }
