@@ -11,13 +11,18 @@ mod check;
 mod child;
 mod consumers;
 mod demo;
+mod dev;
 mod ledger;
 mod migrate;
+mod new;
 mod outbox;
 mod parked;
+mod plugins;
+mod project;
 mod publish;
 mod run;
 mod status;
+mod test;
 mod typed;
 
 use std::ffi::OsString;
@@ -77,8 +82,14 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Bring the tables of the store up to date
     Migrate(migrate::MigrateArgs),
-    /// Build a Rust plugin into a component
+    /// Make a project for a plugin
+    New(new::NewArgs),
+    /// Build a plugin into a component
     Build(build::BuildArgs),
+    /// Run a host for a plugin that is being written: builds it again, swaps it, tells what messages do
+    Dev(dev::DevArgs),
+    /// Run messages through a plugin, and look for what would hurt
+    Test(test::TestArgs),
     /// Publish messages from a file, one JSON object a line
     Publish(publish::PublishArgs),
     /// Look at failed messages, run them again, or give them up
@@ -93,6 +104,9 @@ pub enum Command {
     /// See what consumers do, hold them back, let them go on, change their rules
     #[command(subcommand)]
     Consumers(consumers::ConsumersCommand),
+    /// Show which plugin versions run, load a new one, or go back
+    #[command(subcommand)]
+    Plugins(plugins::PluginsCommand),
     /// Show consumers, queues, fates and the outbox
     Status(status::StatusArgs),
 }
@@ -108,7 +122,10 @@ impl Command {
     pub fn needs_config(&self) -> bool {
         !matches!(
             self,
-            Self::Build(_)
+            Self::New(_)
+                | Self::Build(_)
+                | Self::Dev(_)
+                | Self::Test(_)
                 | Self::Demo(_)
                 | Self::DemoConsumer(_)
                 | Self::Bench(_)
@@ -241,11 +258,17 @@ impl From<io::Error> for Error {
 }
 
 impl Command {
-    /// A command that has no use for a configuration.
-    pub async fn run_alone(self) -> Result<ExitCode, Error> {
+    /// A command that has no use for a configuration, or finds its own. `config` is what was typed.
+    pub async fn run_alone(self, config: Option<PathBuf>) -> Result<ExitCode, Error> {
         match self {
+            Self::New(arguments) => {
+                new::run(&arguments)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Dev(arguments) => dev::run(arguments, config).await,
+            Self::Test(arguments) => test::run(arguments, config).await,
             Self::Build(arguments) => {
-                build::run(arguments).await?;
+                build::command(arguments).await?;
                 Ok(ExitCode::SUCCESS)
             }
             Self::Demo(demo) => demo::run(demo).await,
@@ -268,13 +291,17 @@ pub async fn run(command: Command, config: Arc<Config>) -> Result<ExitCode, Erro
         Command::Outbox(command) => outbox::run(command, config).await?,
         Command::Ledger(command) => ledger::run(command, config).await?,
         Command::Consumers(command) => consumers::run(command, config).await?,
+        Command::Plugins(command) => plugins::run(command, config).await?,
         Command::Status(arguments) => status::run(&arguments, config).await?,
-        alone @ (Command::Build(_)
+        alone @ (Command::New(_)
+        | Command::Build(_)
+        | Command::Dev(_)
+        | Command::Test(_)
         | Command::Demo(_)
         | Command::DemoConsumer(_)
         | Command::Bench(_)
         | Command::BenchConsumer(_)) => {
-            return alone.run_alone().await;
+            return alone.run_alone(None).await;
         }
     }
     Ok(ExitCode::SUCCESS)

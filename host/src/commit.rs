@@ -123,7 +123,9 @@ pub async fn attempt(
         lane,
         isolation,
     };
+    let flight = pass.plugin.usage().begin(items.len());
     let result = pass.run(slot, items).await;
+    drop(flight);
     if result.is_err() {
         roll_back(slot).await;
     }
@@ -224,6 +226,7 @@ impl Pass<'_> {
         match failpoint::pass_while(Point::AtCommit, session.commit()).await {
             Ok(()) => {
                 failpoint::pass(Point::AfterCommit);
+                self.count(&verdicts);
                 Ok(Committed { verdicts, outgoing })
             }
             Err(error) => Err(self.refused_setback(error, items)),
@@ -251,7 +254,7 @@ impl Pass<'_> {
             key: Arc::from(key),
             number: u32::try_from(attempts + 1).unwrap_or(1),
             redelivered: item.redelivered,
-            now_micros: crate::clock::now_micros(),
+            now_micros: self.consumer.now_micros(),
             lane: self.lane,
         };
         let run = self
@@ -315,6 +318,15 @@ impl Pass<'_> {
             Ok(()) => (Some(transaction), Ok(Plan::Ran { reply })),
             Err(error) => (Some(transaction), Err(host_error(error))),
         }
+    }
+
+    /// What this version of the plugin has done.
+    fn count(&self, verdicts: &[Verdict]) {
+        let of = |is: fn(&Verdict) -> bool| verdicts.iter().filter(|one| is(one)).count() as u64;
+        self.plugin.usage().count(
+            of(|verdict| matches!(verdict, Verdict::Committed)),
+            of(|verdict| matches!(verdict, Verdict::Failed { attempts: 1.., .. })),
+        );
     }
 
     /// What the database refuses at the end cannot be told apart by message; alone it is that message's.

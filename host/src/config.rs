@@ -144,6 +144,8 @@ pub struct Host {
     pub name: String,
     /// How long a drain may take before the process leaves anyway.
     pub shutdown_timeout: Duration,
+    /// Where components and their machine code are kept; `None` for nowhere.
+    pub cache: Option<PathBuf>,
 }
 
 /// `[[consumer]]`: one queue, one plugin, and the rules between them.
@@ -414,6 +416,11 @@ fn choose(
         .or(variable.filter(|path| !path.as_os_str().is_empty()))
         .or_else(|| PLACES.iter().map(PathBuf::from).find(|place| exists(place)))
         .ok_or(NotFound)
+}
+
+/// Where components and their machine code are kept on this machine when nobody says otherwise.
+pub fn default_cache() -> Option<PathBuf> {
+    section::cache_place(&|name| Machine.env(name).ok())
 }
 
 /// Reads a configuration from a file.

@@ -6,12 +6,13 @@ pub mod gate;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::config;
 use crate::key::KeyRules;
 use crate::lane::Pulse;
 use crate::metrics::ConsumerMetrics;
+use crate::plugins::PluginFile;
 use crate::sandbox::{Environment, Plugin};
 use crate::store::{ConsumerId, HostId, Store};
 
@@ -47,7 +48,8 @@ pub struct Consumer {
     pulses: Box<[Pulse]>,
     /// How long one step of a lane may take.
     step_bound: Duration,
-    plugin: watch::Receiver<Arc<Plugin>>,
+    plugin: Arc<PluginFile>,
+    frozen: Option<i64>,
 }
 
 /// When a batch is full.
@@ -65,7 +67,9 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     pub environment: Arc<Environment>,
     pub metrics: ConsumerMetrics,
-    pub plugin: watch::Receiver<Arc<Plugin>>,
+    pub plugin: Arc<PluginFile>,
+    /// The time that every attempt sees, where attempts are compared. Microseconds since the Unix epoch.
+    pub frozen: Option<i64>,
 }
 
 impl Consumer {
@@ -77,6 +81,7 @@ impl Consumer {
             environment,
             metrics,
             plugin,
+            frozen,
         } = parts;
         Self {
             name: config.name.clone(),
@@ -105,6 +110,7 @@ impl Consumer {
             pulses: (0..config.lanes).map(|_| Pulse::default()).collect(),
             step_bound: config.limits.wall + STEP_GRACE,
             plugin,
+            frozen,
         }
     }
 
@@ -179,9 +185,19 @@ impl Consumer {
             .any(|pulse| pulse.is_stuck(self.step_bound))
     }
 
+    /// When an attempt that begins now begins, as its handler sees it. Microseconds since the Unix epoch.
+    pub fn now_micros(&self) -> i64 {
+        self.frozen.unwrap_or_else(crate::clock::now_micros)
+    }
+
     /// The component that new batches run on.
     pub fn plugin(&self) -> Arc<Plugin> {
-        Arc::clone(&self.plugin.borrow())
+        self.plugin.current()
+    }
+
+    /// The file that it comes from.
+    pub fn plugin_file(&self) -> &Arc<PluginFile> {
+        &self.plugin
     }
 
     /// Later messages of a partition wait behind a failed one.

@@ -19,6 +19,7 @@ use crate::failpoint::{self, Point};
 use crate::http::{self, Readiness};
 use crate::lane::{Broken, Inbox, Lane, Lanes};
 use crate::metrics::Metrics;
+use crate::plugins;
 use crate::relay::{Relay, RelayHandle};
 use crate::source::Feed;
 use crate::source::amqp::AmqpSource;
@@ -28,7 +29,7 @@ use crate::{service, sweep, waiting};
 
 use watch::{Watch, Watched};
 
-pub use start::{StartError, broker_address, open_store, rules};
+pub use start::{StartError, broker_address, environment, open_store, rules, sandbox};
 pub use watch::reason as pause_reason;
 
 /// Works that an inbox holds beside the prefetch: rows of `hapax_waiting` that were handed over.
@@ -67,8 +68,17 @@ pub struct Host {
 impl Host {
     /// Builds and starts everything.
     pub async fn start(config: Arc<config::Config>) -> Result<Self, StartError> {
+        let store = open_store(&config)?;
+        Self::start_on(store, config).await
+    }
+
+    /// The same on a store that is open already.
+    pub async fn start_on(
+        store: Arc<dyn Store>,
+        config: Arc<config::Config>,
+    ) -> Result<Self, StartError> {
         let metrics = Metrics::new();
-        let parts = start::parts(&config, &metrics).await?;
+        let parts = start::parts(&config, store, &metrics).await?;
         let readiness = Arc::new(Readiness::new(
             parts
                 .consumers
@@ -100,6 +110,8 @@ impl Host {
             store: Arc::clone(&parts.store),
         };
         host.relay = tokio::spawn(relay.run(host.drain_relay.clone(), host.give_up.clone()));
+        host.workers
+            .spawn(plugins::watch(parts.plugins, host.stop.clone()));
         for (consumer, settings) in parts.consumers {
             let stop = host.stop.child_token();
             watched.push(Watched::new(&consumer, settings, stop.clone()));

@@ -39,6 +39,7 @@ pub mod host;
 pub mod http;
 pub mod metrics;
 pub mod operations;
+pub mod plugins;
 pub mod service;
 pub mod telemetry;
 

@@ -21,7 +21,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let Arguments { command, config } = arguments;
     if !command.needs_config() {
         telemetry::quiet();
-        return command.run_alone().await;
+        return command.run_alone(config).await;
     }
     let config = config::load(&config::find(config.as_deref())?)?;
     if command.is_daemon() {

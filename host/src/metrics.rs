@@ -66,6 +66,8 @@ pub struct Metrics {
     unfenced: Family<ConsumerLabel, Counter>,
     paused: Family<ReasonLabel, Gauge>,
     up: Family<ConsumerLabel, Gauge>,
+    plugin_swaps: Family<ConsumerLabel, Counter>,
+    plugin_refusals: Family<ConsumerLabel, Counter>,
     relay: Relay,
 }
 
@@ -254,6 +256,16 @@ impl Metrics {
                 "1 while the consumer takes messages",
                 Family::default()
             ),
+            plugin_swaps: register!(
+                "plugin_swaps",
+                "Versions of the plugin that took over while the host ran",
+                Family::default()
+            ),
+            plugin_refusals: register!(
+                "plugin_refusals",
+                "Versions of the plugin that were refused while the host ran; the one before goes on",
+                Family::default()
+            ),
             relay,
             // Last: the lines above still register.
             registry: Arc::new(registry),
@@ -271,11 +283,19 @@ impl Metrics {
         &self.relay
     }
 
+    pub fn plugin_swapped(&self, consumer: &str) {
+        self.plugin_swaps.get_or_create(&label(consumer)).inc();
+    }
+
+    pub fn plugin_refused(&self, consumer: &str) {
+        self.plugin_refusals.get_or_create(&label(consumer)).inc();
+    }
+
     /// The metrics of one consumer, at zero from the start so that a rate never misses the first event.
     pub fn consumer(&self, name: &str) -> ConsumerMetrics {
-        let label = ConsumerLabel {
-            consumer: name.to_owned(),
-        };
+        let label = label(name);
+        let _ = self.plugin_swaps.get_or_create(&label);
+        let _ = self.plugin_refusals.get_or_create(&label);
         let metrics = ConsumerMetrics {
             name: name.to_owned(),
             deliveries: self.deliveries.get_or_create_owned(&label),
@@ -298,6 +318,12 @@ impl Metrics {
             metrics.paused(reason, false);
         }
         metrics
+    }
+}
+
+fn label(consumer: &str) -> ConsumerLabel {
+    ConsumerLabel {
+        consumer: consumer.to_owned(),
     }
 }
 

@@ -13,6 +13,7 @@ mod headers;
 mod ledger;
 mod outbox;
 mod parked;
+mod plugins;
 mod publish;
 mod status;
 mod when;
@@ -38,6 +39,7 @@ pub use parked::{
     Changed, Cursor, Duplicate, Edit, Entry, Filter, Page, Selection, Shown, Step, Tally,
     unique_digits,
 };
+pub use plugins::{PluginChanged, PluginRequest, PluginStatus, RefusedStatus};
 pub use publish::{AmqpPublish, Answer};
 pub use status::{ConsumerStatus, OutboxStatus, Status};
 pub use when::When;
@@ -77,6 +79,8 @@ pub enum Request {
     Rekey(Rekey),
     /// Into queues of the embedded broker.
     Publish(Vec<Wire>),
+    /// Of a running daemon.
+    Plugins(PluginRequest),
 }
 
 /// What came of it.
@@ -101,6 +105,8 @@ pub enum Response {
     Rekey(Rekeyed),
     /// For each message, in order.
     Published(Vec<Answer>),
+    Plugins(Vec<PluginStatus>),
+    PluginChanged(PluginChanged),
 }
 
 /// Why an operation was not done, in words for the operator.
@@ -144,6 +150,10 @@ impl Operations {
 
     /// Does what is asked, or nothing. Not cancel safe: a bulk operation that is dropped is half done.
     pub async fn execute(&self, request: Request) -> Result<Response, OperationError> {
+        // Plugins change while the store is away, too.
+        if let Request::Plugins(request) = request {
+            return self.plugins(request).await;
+        }
         let mut session = self.store.session("hapax operator").await?;
         let session = &mut *session;
         Ok(match request {
@@ -194,6 +204,7 @@ impl Operations {
             Request::Publish(messages) => {
                 Response::Published(self.publish(session, messages).await?)
             }
+            Request::Plugins(request) => self.plugins(request).await?,
         })
     }
 

@@ -45,7 +45,10 @@ use text::{MAX_TEXT_BYTES, bounded, without_nul};
 
 pub use engine::{Sandbox, SandboxError, SandboxOptions};
 pub use grants::Import;
-pub use plugins::{LoadError, LoadProblem, Plugin};
+pub use plugins::{
+    Cache, LoadError, LoadProblem, MAX_VERSIONS, Plugin, PluginDigest, Usage, read_component,
+    write_file,
+};
 pub use seeds::Seeds;
 
 /// What stays the same for all messages of a consumer.
@@ -137,7 +140,10 @@ impl Plugin {
         let mut store = sandbox.store(guest);
         let handle = self.handle(&mut store, &message);
         let ended = tokio::time::timeout(environment.limits.wall, handle).await;
+        let fuel = store.get_fuel().map_or(0, |left| u64::MAX - left);
         let mut guest = store.into_data();
+        let memory = guest.space.memory_bytes();
+        self.usage().ran(started.elapsed(), memory, fuel);
 
         let output = without_nul(guest.wasi.written());
         let verdict = match ended {
@@ -184,6 +190,9 @@ impl Sandbox {
         store.set_hostcall_fuel(hostcall_bytes);
         store.set_max_component_handles(limits::MAX_HANDLES);
         store.set_epoch_deadline(1);
+        if self.metered {
+            store.set_fuel(u64::MAX).expect("the engine counts fuel");
+        }
         store.epoch_deadline_callback(|mut context| {
             let Guest {
                 processor,

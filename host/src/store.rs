@@ -14,6 +14,7 @@ mod value;
 
 pub mod migrate;
 pub mod postgres;
+pub mod recorded;
 pub mod sqlite;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! the first selected test asks for them, and stop when the last one is done.
 
 mod ack_before_commit;
+mod author;
 mod bad_messages;
 mod bad_start;
 mod bench;
@@ -17,6 +18,7 @@ mod embedded;
 mod endurance;
 mod exactly_once;
 mod failing_message;
+mod hot_load;
 mod message_content;
 mod one_key_fifty_times;
 mod operator;
@@ -44,7 +46,7 @@ use tokio::runtime::Runtime;
 
 use support::place::{self, Place};
 use support::scene::Scene;
-use support::servers;
+use support::{servers, toolchain};
 
 /// What a test returns. A failed assertion may also panic.
 type Checked = anyhow::Result<()>;
@@ -53,11 +55,13 @@ static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Runtime::new().expect("a runtime can be made at the start"));
 
 /// Lists the tests of each module; a name is the module and the function. Tests that stand under
-/// `each store` get a scene and run on PostgreSQL and on SQLite.
+/// `each store` get a scene and run on PostgreSQL and on SQLite; those under `needs` are skipped where
+/// something is missing on the machine.
 macro_rules! trials {
     ($($module:ident {
         $(once: $($test:ident),* ;)?
         $(each store: $($on_each:ident),* ;)?
+        $(needs $missing:path: $needy:ident;)*
     })*) => {{
         let mut trials = Vec::new();
         $(
@@ -79,6 +83,13 @@ macro_rules! trials {
                     }),
                 ));
             )*)?
+            $(trials.push(unless(
+                $missing(),
+                trial(
+                    concat!(stringify!($module), "::", stringify!($needy)),
+                    |place| RUNTIME.block_on($module::$needy(place)),
+                ),
+            ));)*
         )*
         trials
     }};
@@ -257,6 +268,34 @@ fn main() -> ExitCode {
                 share_a_sqlite_file_between_lane_relay_sweep_and_commands;
             each store: a_message_that_kills_the_host_is_parked_alone;
         }
+        hot_load {
+            once:
+                two_hundred_swaps_under_load_lose_and_double_nothing,
+                running_messages_end_on_the_version_they_began_with,
+                a_broken_component_leaves_the_old_one_serving,
+                a_file_that_is_overwritten_while_it_is_read_is_loaded_in_the_end,
+                a_link_that_is_swapped_is_followed,
+                a_file_or_directory_that_is_deleted_and_made_again_is_loaded,
+                a_damaged_cache_is_compiled_again,
+                without_a_cache_everything_but_going_back_works,
+                kill_9_in_the_middle_of_a_swap_loses_and_doubles_nothing,
+                an_operator_loads_and_rolls_back,
+                a_warm_start_compiles_nothing;
+        }
+        author {
+            once:
+                a_new_rust_project_builds_and_passes_its_tests,
+                what_messages_do_is_recorded_and_compared,
+                a_message_that_fails_is_a_failed_test_unless_it_should,
+                a_handler_that_does_something_else_each_time_is_found,
+                a_test_on_a_database_leaves_nothing_there,
+                a_missing_toolchain_is_named,
+                dev_builds_swaps_and_tells_what_messages_do;
+            needs toolchain::python: the_points_handler_in_python_credits_each_order_once;
+            needs toolchain::javascript: the_points_handler_in_javascript_credits_each_order_once;
+            needs toolchain::interpreters: the_handlers_in_other_languages_pass_their_own_tests;
+            needs toolchain::bare: a_module_without_wasi_becomes_a_component_that_runs;
+        }
         operator {
             each store:
                 sees_why_a_message_was_parked,
@@ -312,6 +351,17 @@ fn trial(name: &'static str, test: impl Fn(&Place) -> Checked + Send + 'static) 
         };
         Err(Failed::from(complaint + &place.evidence()))
     })
+}
+
+/// Skips a test where something that it needs is missing, and says what.
+fn unless(missing: Result<(), String>, trial: Trial) -> Trial {
+    match missing {
+        Ok(()) => trial,
+        Err(reason) => {
+            eprintln!("skipped: {}: {reason}", trial.name());
+            trial.with_ignored_flag(true)
+        }
+    }
 }
 
 /// The text of a panic.

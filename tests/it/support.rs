@@ -13,4 +13,6 @@ pub mod proxy;
 pub mod scene;
 pub mod servers;
 pub mod store;
+pub mod toolchain;
+pub mod versions;
 pub mod wait;

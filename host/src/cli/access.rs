@@ -87,6 +87,20 @@ impl Access {
         }
     }
 
+    /// A daemon of this configuration, if one answers.
+    pub async fn running(config: &Config) -> Option<Self> {
+        let address = reachable(config.admin.listen?);
+        let connected = tokio::net::TcpStream::connect(address);
+        let Ok(Ok(_)) = tokio::time::timeout(CONNECT_PATIENCE, connected).await else {
+            return None;
+        };
+        Some(Self::Daemon(Daemon {
+            address,
+            token: config.admin.token.clone(),
+            store: store_identity(config),
+        }))
+    }
+
     /// Does what is asked.
     pub async fn execute(&self, request: Request) -> Result<Response, Error> {
         match self {

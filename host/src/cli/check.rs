@@ -76,6 +76,7 @@ async fn check_consumers(config: &Config, report: &mut Report) -> Result<(), Err
             .map(|limits| limits.table_elements)
             .max()
             .unwrap_or_default(),
+        metered: false,
     })
     .map_err(StartError::Sandbox)?;
     let dialect = match config.store.kind {

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use url::Url;
@@ -223,12 +224,32 @@ pub(super) fn host(mut table: Table<'_>) -> Result<Host, Reported> {
     let shutdown_timeout = table.or("shutdown-timeout", seconds(20), |timeout| {
         timeout.duration(TIMEOUTS)
     });
+    let default = cache_place(&|name| table.reader.outside.env(name).ok());
+    let cache = table.or("cache", default, |cache| {
+        cache.parse(|text| match text {
+            "" => Err(Invalid::new(
+                "names no directory",
+                "write a directory, or `off` to keep nothing",
+            )),
+            "off" => Ok(None),
+            _ => Ok(Some(cache.reader.resolve_path(text))),
+        })
+    });
     let machine = table.reader.outside.host_name();
     table.finish();
     Ok(Host {
         name: name?.unwrap_or(machine),
         shutdown_timeout: shutdown_timeout?,
+        cache: cache?,
     })
+}
+
+/// Where services and users keep what can be made again: systemd says it, then the desktop's rules.
+pub(super) fn cache_place(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let named = |name| env(name).filter(|place| Path::new(place).is_absolute());
+    let own = named("CACHE_DIRECTORY").map(PathBuf::from);
+    own.or_else(|| Some(Path::new(&named("XDG_CACHE_HOME")?).join("hapax")))
+        .or_else(|| Some(Path::new(&named("HOME")?).join(".cache/hapax")))
 }
 
 /// A name that no database needs to quote, so that it is the same in every statement.

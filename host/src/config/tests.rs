@@ -75,6 +75,33 @@ fn the_example_names_every_field_and_reads_as_meant() {
 }
 
 #[test]
+fn the_cache_is_where_services_and_users_keep_such_things() {
+    let place = |env: &[(&'static str, &'static str)], text: &str| {
+        let outside = Given {
+            env: env.iter().copied().collect(),
+            ..Given::default()
+        };
+        parse(Path::new("/etc/hapax/hapax.toml"), text, &outside)
+            .unwrap_or_else(|problems| panic!("{problems}"))
+            .host
+            .cache
+    };
+    let all = [
+        ("CACHE_DIRECTORY", "/var/cache/shop"),
+        ("XDG_CACHE_HOME", "/home/ada/.kept"),
+        ("HOME", "/home/ada"),
+    ];
+    assert_eq!(place(&all, ""), Some("/var/cache/shop".into()));
+    assert_eq!(place(&all[1..], ""), Some("/home/ada/.kept/hapax".into()));
+    assert_eq!(place(&all[2..], ""), Some("/home/ada/.cache/hapax".into()));
+    assert_eq!(place(&all, "[host]\ncache = \"off\""), None);
+    assert_eq!(
+        place(&all, "[host]\ncache = \"kept\""),
+        Some("/etc/hapax/kept".into())
+    );
+}
+
+#[test]
 fn an_empty_file_is_a_host_on_sqlite_with_the_embedded_broker() {
     expect![[r#"
         Config {
@@ -113,6 +140,7 @@ fn an_empty_file_is_a_host_on_sqlite_with_the_embedded_broker() {
             host: Host {
                 name: "box",
                 shutdown_timeout: 20s,
+                cache: None,
             },
             consumers: [],
         }

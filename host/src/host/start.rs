@@ -1,7 +1,11 @@
 //! Everything that is opened, checked and refused before the first message is taken.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
+use futures_util::future::join_all;
 use lapin::types::ShortString;
 
 use crate::amqp::{Address, ConnectError};
@@ -12,10 +16,9 @@ use crate::effects::sql::rules::{BadGrant, Grants, Rules};
 use crate::failpoint::{self, Point};
 use crate::failure::Class;
 use crate::metrics::Metrics;
+use crate::plugins::{PluginFile, User, short};
 use crate::relay::{AmqpPublisher, EmbeddedPublisher, Publisher};
-use crate::sandbox::{
-    Environment, LoadError, Plugin, Sandbox, SandboxError, SandboxOptions, Seeds,
-};
+use crate::sandbox::{Cache, Environment, LoadError, Sandbox, SandboxError, SandboxOptions, Seeds};
 use crate::source::amqp::{Arguments, QueueError, prepare};
 use crate::store::{
     ConsumerRow, Dialect, HostId, Session, SessionOptions, Store, StoreError,
@@ -51,14 +54,6 @@ pub enum StartError {
     },
     #[error("the consumer {consumer} cannot be started: {error}")]
     Plugin { consumer: String, error: LoadError },
-    #[error(
-        "the plugin of the consumer {consumer} begins with {needed} bytes of memory, and limits.memory is {limit}: every message would fail; raise it"
-    )]
-    Memory {
-        consumer: String,
-        needed: u64,
-        limit: u64,
-    },
     #[error("the grants of the consumer {consumer} are wrong: {}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Grants {
         consumer: String,
@@ -103,6 +98,8 @@ pub struct Parts<'c> {
     pub consumers: Vec<(Arc<Consumer>, &'c config::Consumer)>,
     /// Holds the marks of the consumers.
     pub session: Box<dyn Session>,
+    /// Each file once, whoever runs it.
+    pub plugins: Vec<Arc<PluginFile>>,
 }
 
 /// Opens the store that the configuration names. Does not look at its tables.
@@ -143,7 +140,11 @@ fn store_error(config: &Config, error: StoreError) -> StartError {
 }
 
 /// Opens and checks everything.
-pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c>, StartError> {
+pub async fn parts<'c>(
+    config: &'c Config,
+    store: Arc<dyn Store>,
+    metrics: &Metrics,
+) -> Result<Parts<'c>, StartError> {
     let lanes = config
         .consumers
         .iter()
@@ -156,7 +157,6 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
     {
         return Err(StartError::Connections { lanes, max });
     }
-    let store = open_store(config)?;
     prepare_schema(config, &*store).await?;
     let failed = |error| store_error(config, error);
     for warning in store.warnings().await.map_err(failed)? {
@@ -167,23 +167,22 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
     }
     let mut session = store.session("hapax watch").await.map_err(failed)?;
     let secret = session.secret().await.map_err(failed)?;
-    let plugins = load_plugins(config, lanes).await?;
+    let plugins = load_plugins(config, metrics).await?;
     let broker = broker_address(config);
     check_queues(config, broker.as_ref(), &mut *session).await?;
 
     let host = HostId(fastrand::i32(1..));
     let mut consumers = Vec::with_capacity(config.consumers.len());
-    for (settings, plugin) in config.consumers.iter().zip(plugins) {
+    for settings in &config.consumers {
+        let plugin = Arc::clone(&plugins[&settings.plugin]);
         let row = register(config, settings, &mut *session).await?;
         failpoint::pass(Point::AfterRegister);
-        let digest = hex::encode(&plugin.digest()[..8]);
+        let digest = short(plugin.current().digest());
         tracing::info!(
             consumer = %settings.name, queue = %settings.queue, plugin = %settings.plugin.display(),
             digest, lanes = settings.lanes, "Consumer ready"
         );
         let environment = environment(settings, &row, &secret, &*store)?;
-        // The sender lives as long as the process: there is no other version to come from it.
-        let (_, plugin) = tokio::sync::watch::channel(plugin);
         let parts = ConsumerParts {
             id: row.id,
             host,
@@ -191,6 +190,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
             environment: Arc::new(environment),
             metrics: metrics.consumer(&settings.name),
             plugin,
+            frozen: None,
         };
         consumers.push((Arc::new(Consumer::new(settings, parts)), settings));
     }
@@ -212,6 +212,7 @@ pub async fn parts<'c>(config: &'c Config, metrics: &Metrics) -> Result<Parts<'c
         broker,
         consumers,
         session,
+        plugins: plugins.into_values().collect(),
     })
 }
 
@@ -262,42 +263,62 @@ async fn prepare_schema(config: &Config, store: &dyn Store) -> Result<(), StartE
     Ok(())
 }
 
-/// Compiles every component, off the threads that will run them.
-async fn load_plugins(config: &Config, lanes: usize) -> Result<Vec<Arc<Plugin>>, StartError> {
-    let limits = config.consumers.iter().map(|consumer| &consumer.limits);
-    let options = SandboxOptions {
-        concurrent_instances: lanes,
-        max_memory: limits
-            .clone()
+/// Where plugins run: as many at a time as there are lanes.
+pub fn sandbox(config: &Config) -> Result<Arc<Sandbox>, SandboxError> {
+    let limits = || config.consumers.iter().map(|consumer| &consumer.limits);
+    Sandbox::new(SandboxOptions {
+        concurrent_instances: config.consumers.iter().map(|consumer| consumer.lanes).sum(),
+        max_memory: limits()
             .map(|limits| limits.memory)
             .max()
             .unwrap_or_default(),
-        max_table_elements: limits
+        max_table_elements: limits()
             .map(|limits| limits.table_elements)
             .max()
             .unwrap_or_default(),
-    };
-    let sandbox = Sandbox::new(options)?;
-    let mut plugins = Vec::with_capacity(config.consumers.len());
+        metered: false,
+    })
+}
+
+/// Loads every file that a consumer names, once.
+async fn load_plugins(
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<BTreeMap<PathBuf, Arc<PluginFile>>, StartError> {
+    let started = Instant::now();
+    let sandbox = sandbox(config)?;
+    let cache = config
+        .host
+        .cache
+        .as_deref()
+        .and_then(Cache::open)
+        .map(Arc::new);
+    let mut users = BTreeMap::<PathBuf, Vec<User>>::new();
     for settings in &config.consumers {
-        let (sandbox, path) = (Arc::clone(&sandbox), settings.plugin.clone());
-        let loaded = tokio::task::spawn_blocking(move || Plugin::load(&sandbox, &path)).await;
-        let plugin = loaded
-            .expect("loading a component does not panic")
-            .map_err(|error| StartError::Plugin {
+        users
+            .entry(settings.plugin.clone())
+            .or_default()
+            .push(User {
                 consumer: settings.name.clone(),
-                error,
-            })?;
-        let needed = plugin.initial_memory_bytes();
-        if needed > settings.limits.memory {
-            return Err(StartError::Memory {
-                consumer: settings.name.clone(),
-                needed,
-                limit: settings.limits.memory,
+                memory: settings.limits.memory,
             });
-        }
-        plugins.push(Arc::new(plugin));
     }
+    let loaded = join_all(users.into_iter().map(async |(path, users)| {
+        let consumer = users[0].consumer.clone();
+        match PluginFile::open(&sandbox, &path, users, cache.clone(), metrics).await {
+            Ok(file) => Ok((path, file)),
+            Err(error) => Err(StartError::Plugin { consumer, error }),
+        }
+    }))
+    .await;
+    let plugins = loaded.into_iter().collect::<Result<BTreeMap<_, _>, _>>()?;
+    let cached = plugins.values().filter(|file| file.current().was_cached());
+    tracing::info!(
+        plugins = plugins.len(),
+        from_cache = cached.count(),
+        load_seconds = started.elapsed().as_secs_f64(),
+        "Plugins loaded"
+    );
     Ok(plugins)
 }
 
@@ -411,7 +432,8 @@ async fn register(
     Ok(row)
 }
 
-fn environment(
+/// What stays the same for all messages of a consumer.
+pub fn environment(
     settings: &config::Consumer,
     row: &ConsumerRow,
     secret: &[u8],

@@ -21,8 +21,8 @@ use crate::operations::{OperationError, Operations, Request};
 /// Where operations are sent to.
 pub const OPERATIONS: &str = "/v1/operations";
 
-/// The largest request: a block of messages to publish.
-const MAX_REQUEST_BYTES: usize = 64 << 20;
+/// The largest request: a component of a language that brings its own runtime, or a block of messages.
+const MAX_REQUEST_BYTES: usize = 128 << 20;
 
 /// A request, and the store it is meant for.
 #[derive(Debug, Serialize, Deserialize)]

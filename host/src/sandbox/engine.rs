@@ -50,6 +50,8 @@ pub struct SandboxOptions {
     pub max_memory: u64,
     /// The largest `limits.table-elements` of all consumers.
     pub max_table_elements: u32,
+    /// Count the instructions that guests execute, which costs time.
+    pub metered: bool,
 }
 
 /// Why there is no sandbox.
@@ -67,6 +69,7 @@ pub struct Sandbox {
     pub(super) linker: Linker<Guest>,
     pub(super) max_memory: u64,
     pub(super) max_table_elements: u32,
+    pub(super) metered: bool,
     slots: Semaphore,
     clock: Clock,
 }
@@ -93,7 +96,7 @@ impl Sandbox {
                 instances = slots,
                 "No address space for a pool of instances; each message makes its own, which is slower"
             );
-            Engine::new(&settings()).map_err(refused)
+            Engine::new(&settings(&options)).map_err(refused)
         })?;
         let mut linker = Linker::new(&engine);
         imports::link(&mut linker).map_err(refused)?;
@@ -104,6 +107,7 @@ impl Sandbox {
             linker,
             max_memory: options.max_memory,
             max_table_elements: options.max_table_elements,
+            metered: options.metered,
             slots: Semaphore::new(slots),
             clock,
         }))
@@ -128,10 +132,11 @@ fn refused(error: wasmtime::Error) -> SandboxError {
     SandboxError::Engine(error.root_cause().to_string())
 }
 
-fn settings() -> Config {
+fn settings(options: &SandboxOptions) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
+        .consume_fuel(options.metered)
         .concurrency_support(false)
         .wasm_backtrace_details(WasmBacktraceDetails::Enable)
         .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(MAX_FRAMES))
@@ -163,7 +168,7 @@ fn pooling(options: &SandboxOptions, slots: usize) -> wasmtime::Result<Engine> {
         pool.linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
             .table_keep_resident(KEEP_RESIDENT_BYTES);
     }
-    Engine::new(settings().allocation_strategy(InstanceAllocationStrategy::Pooling(pool)))
+    Engine::new(settings(options).allocation_strategy(InstanceAllocationStrategy::Pooling(pool)))
 }
 
 /// The thread that makes the engine's epochs pass.

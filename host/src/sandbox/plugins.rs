@@ -1,11 +1,16 @@
 //! One version of a component, from its file to something that can be run at once for every message.
 //!
-//! Loading hashes, looks at what the component imports, compiles, and makes one instance to see that it
-//! starts. A component that is refused says what it wants and what there is. Nothing here watches files or
-//! decides which version runs.
+//! Loading hashes, compiles or takes the machine code from the cache, looks at what the component imports,
+//! and makes one instance to see that it starts. A component that is refused says what it wants and what
+//! there is. Nothing here watches files or decides which version runs.
 
+mod cache;
+mod compile;
+
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -26,9 +31,19 @@ use super::guest::Guest;
 use super::seeds::Seeds;
 use super::{Attempt, Environment, Verdict, trap};
 
+pub use cache::{Cache, MAX_VERSIONS, PluginDigest, write as write_file};
+
 /// What an instance may use to come into being.
 const START_CPU: Duration = Duration::from_secs(2);
 const START_WALL: Duration = Duration::from_secs(10);
+
+/// The largest file that is taken for a component. Those of languages that bring their own runtime have
+/// some 50 MB.
+const MAX_COMPONENT_BYTES: u64 = 512 << 20;
+
+/// The package whose interfaces a handler is built against, and its version here.
+const PACKAGE: &str = "hapax:plugin/";
+const PACKAGE_VERSION: &str = "0.1.0";
 
 /// One loaded version of a component. Cheap to clone, never changes.
 #[derive(Clone)]
@@ -37,10 +52,92 @@ pub struct Plugin(pub(super) Arc<Loaded>);
 pub(super) struct Loaded {
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) handler: HandlerPre<Guest>,
-    digest: [u8; 32],
+    digest: PluginDigest,
     size_bytes: u64,
     initial_memory_bytes: u64,
     imports: Vec<Import>,
+    from_cache: bool,
+    usage: Usage,
+}
+
+/// What a version has been doing since it was loaded.
+#[derive(Debug, Default)]
+pub struct Usage {
+    committed: AtomicU64,
+    failed: AtomicU64,
+    in_flight: AtomicU64,
+    run_nanos: AtomicU64,
+    peak_memory_bytes: AtomicU64,
+    fuel: AtomicU64,
+}
+
+/// Messages that are being worked on. They are not any more when this is dropped.
+#[derive(Debug)]
+pub struct InFlight<'a> {
+    usage: &'a Usage,
+    messages: u64,
+}
+
+impl Usage {
+    /// Messages begin their way through a transaction.
+    pub fn begin(&self, messages: usize) -> InFlight<'_> {
+        let messages = messages as u64;
+        self.in_flight.fetch_add(messages, Ordering::Relaxed);
+        InFlight {
+            usage: self,
+            messages,
+        }
+    }
+
+    /// A transaction has committed so many messages, and the failures of so many others.
+    pub fn count(&self, committed: u64, failed: u64) {
+        self.committed.fetch_add(committed, Ordering::Relaxed);
+        self.failed.fetch_add(failed, Ordering::Relaxed);
+    }
+
+    /// An instance has ended.
+    pub(super) fn ran(&self, elapsed: Duration, memory_bytes: u64, fuel: u64) {
+        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        self.run_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.peak_memory_bytes
+            .fetch_max(memory_bytes, Ordering::Relaxed);
+        self.fuel.fetch_add(fuel, Ordering::Relaxed);
+    }
+
+    /// Time in the handler, host calls included, of all runs together.
+    pub fn run_time(&self) -> Duration {
+        Duration::from_nanos(self.run_nanos.load(Ordering::Relaxed))
+    }
+
+    /// The most linear memory that an instance has had, in bytes.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        self.peak_memory_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Instructions that all runs together have executed, about; 0 unless the sandbox is metered.
+    pub fn fuel(&self) -> u64 {
+        self.fuel.load(Ordering::Relaxed)
+    }
+
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Relaxed)
+    }
+
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.usage
+            .in_flight
+            .fetch_sub(self.messages, Ordering::Relaxed);
+    }
 }
 
 /// A component that is not run, and why.
@@ -59,6 +156,10 @@ pub enum LoadProblem {
     Unreadable(std::io::Error),
     #[error("the file is empty")]
     Empty,
+    #[error("this is no file")]
+    NotAFile,
+    #[error("the file has {0} bytes, and a component may have {MAX_COMPONENT_BYTES}")]
+    TooLarge(u64),
     #[error("this is not WebAssembly: {0}")]
     NotWasm(&'static str),
     #[error(
@@ -76,8 +177,22 @@ pub enum LoadProblem {
     Imports(String),
     #[error("this is a component of another world than hapax:plugin/handler: {0}")]
     World(String),
+    #[error(
+        "the component was built for hapax:plugin@{0}, and this host speaks {PACKAGE_VERSION}; \
+         build it with the SDK or the WIT of this version (`hapax new` brings it)"
+    )]
+    Version(String),
     #[error("the component does not start: {0}")]
     Start(String),
+    #[error(
+        "the plugin of the consumer {consumer} begins with {needed} bytes of memory, and limits.memory is \
+         {limit}: every message would fail; raise it"
+    )]
+    Memory {
+        consumer: String,
+        needed: u64,
+        limit: u64,
+    },
 }
 
 impl Plugin {
@@ -85,26 +200,43 @@ impl Plugin {
     /// it where that blocks nobody.
     pub fn load(sandbox: &Arc<Sandbox>, path: &Path) -> Result<Self, LoadError> {
         let name = path.display().to_string();
-        match std::fs::read(path) {
+        match read_component(path) {
             Ok(bytes) => Self::from_bytes(sandbox, &name, &bytes),
-            Err(error) => Err(LoadError {
-                name,
-                problem: LoadProblem::Unreadable(error),
-            }),
+            Err(problem) => Err(LoadError { name, problem }),
         }
     }
 
     /// The same for bytes in memory; `name` is for the error.
     pub fn from_bytes(sandbox: &Arc<Sandbox>, name: &str, bytes: &[u8]) -> Result<Self, LoadError> {
-        prepare(sandbox, bytes).map_err(|problem| LoadError {
+        Self::from_cache(sandbox, name, bytes, None)
+    }
+
+    /// The same with machine code from a cache where it has some, and kept there where it has none.
+    pub fn from_cache(
+        sandbox: &Arc<Sandbox>,
+        name: &str,
+        bytes: &[u8],
+        cache: Option<&Cache>,
+    ) -> Result<Self, LoadError> {
+        prepare(sandbox, bytes, cache).map_err(|problem| LoadError {
             name: name.to_owned(),
             problem,
         })
     }
 
     /// SHA-256 of the component.
-    pub fn digest(&self) -> &[u8; 32] {
+    pub fn digest(&self) -> &PluginDigest {
         &self.0.digest
+    }
+
+    /// What this version has been doing.
+    pub fn usage(&self) -> &Usage {
+        &self.0.usage
+    }
+
+    /// Whether its machine code was in the cache.
+    pub fn was_cached(&self) -> bool {
+        self.0.from_cache
     }
 
     /// What the component imports, by name.
@@ -129,11 +261,45 @@ impl std::fmt::Debug for Plugin {
     }
 }
 
-fn prepare(sandbox: &Arc<Sandbox>, bytes: &[u8]) -> Result<Plugin, LoadProblem> {
+/// Reads a file that should hold a component. Bounded.
+pub fn read_component(path: &Path) -> Result<Vec<u8>, LoadProblem> {
+    let there = std::fs::metadata(path).map_err(LoadProblem::Unreadable)?;
+    // Reading a pipe or a device would not end.
+    if !there.is_file() {
+        return Err(LoadProblem::NotAFile);
+    }
+    if there.len() > MAX_COMPONENT_BYTES {
+        return Err(LoadProblem::TooLarge(there.len()));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(there.len()).unwrap_or_default());
+    let file = std::fs::File::open(path).map_err(LoadProblem::Unreadable)?;
+    // It may grow while it is read.
+    file.take(MAX_COMPONENT_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(LoadProblem::Unreadable)?;
+    match bytes.len() as u64 {
+        size if size > MAX_COMPONENT_BYTES => Err(LoadProblem::TooLarge(size)),
+        _ => Ok(bytes),
+    }
+}
+
+fn prepare(
+    sandbox: &Arc<Sandbox>,
+    bytes: &[u8],
+    cache: Option<&Cache>,
+) -> Result<Plugin, LoadProblem> {
     recognise(bytes)?;
-    let component = Component::from_binary(&sandbox.engine, bytes)
-        .map_err(|error| LoadProblem::Invalid(causes(&error)))?;
-    let imports = grants::imports(&sandbox.engine, &component).map_err(LoadProblem::Imports)?;
+    let digest: PluginDigest = Sha256::digest(bytes).into();
+    let engine = &sandbox.engine;
+    let cached = cache.and_then(|cache| cache.code(engine, &digest));
+    let from_cache = cached.is_some();
+    let component = match cached {
+        Some(component) => component,
+        None => compile::apart(|| Component::from_binary(engine, bytes))
+            .map_err(|error| LoadProblem::Invalid(causes(&error)))?,
+    };
+    let imports = grants::imports(engine, &component).map_err(LoadProblem::Imports)?;
+    same_version(&imports)?;
     let instance = sandbox
         .linker
         .instantiate_pre(&component)
@@ -141,14 +307,39 @@ fn prepare(sandbox: &Arc<Sandbox>, bytes: &[u8]) -> Result<Plugin, LoadProblem> 
     let handler =
         HandlerPre::new(instance.clone()).map_err(|error| LoadProblem::World(causes(&error)))?;
     let initial_memory_bytes = start(sandbox, &instance).map_err(LoadProblem::Start)?;
+    if let Some(cache) = cache.filter(|_| !from_cache) {
+        cache.keep_code(engine, &digest, &component);
+    }
     Ok(Plugin(Arc::new(Loaded {
         sandbox: Arc::clone(sandbox),
         handler,
-        digest: Sha256::digest(bytes).into(),
+        digest,
         size_bytes: bytes.len() as u64,
         initial_memory_bytes,
         imports,
+        from_cache,
+        usage: Usage::default(),
     })))
+}
+
+/// Interfaces of another version have other shapes, and the linker's words for that name one function.
+fn same_version(imports: &[Import]) -> Result<(), LoadProblem> {
+    let series = |version: &str| {
+        let mut parts = version.split('.');
+        (
+            parts.next().map(str::to_owned),
+            parts.next().map(str::to_owned),
+        )
+    };
+    let other = imports
+        .iter()
+        .filter(|import| import.name.starts_with(PACKAGE))
+        .filter_map(|import| import.name.split_once('@'))
+        .find(|(_, version)| series(version) != series(PACKAGE_VERSION));
+    match other {
+        Some((_, version)) => Err(LoadProblem::Version(version.to_owned())),
+        None => Ok(()),
+    }
 }
 
 /// What the bytes are, by their first few: the compiler's own words for anything but a component help nobody.

@@ -27,6 +27,7 @@ static SANDBOX: LazyLock<Arc<Sandbox>> = LazyLock::new(|| {
         concurrent_instances: 8,
         max_memory: 64 * MIB,
         max_table_elements: 100_000,
+        metered: false,
     };
     Sandbox::new(options).expect("the engine starts")
 });

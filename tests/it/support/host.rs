@@ -27,6 +27,9 @@ const BINARY: &str = env!("CARGO_BIN_EXE_hapax");
 /// Every command but `run` ends by itself, and soon.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
 
+/// A build, of a component that brings its own runtime among them, on a busy machine.
+const BUILD_PATIENCE: Duration = Duration::from_secs(300);
+
 /// A running `hapax run`. Dropping it kills it.
 pub struct Host {
     child: Child,
@@ -49,6 +52,13 @@ impl Host {
     pub async fn start(place: &Place, config: &Config) -> anyhow::Result<Host> {
         let mut host = Host::launch(place, config)?;
         host.until_ready().await?;
+        Ok(host)
+    }
+
+    /// The same for plugins that take their time to compile.
+    pub async fn start_patiently(place: &Place, config: &Config) -> anyhow::Result<Host> {
+        let mut host = Host::launch(place, config)?;
+        host.until_ready_for(BUILD_PATIENCE).await?;
         Ok(host)
     }
 
@@ -104,8 +114,12 @@ impl Host {
 
     /// Waits until `/readyz` answers 200.
     pub async fn until_ready(&mut self) -> anyhow::Result<()> {
+        self.until_ready_for(wait::PATIENCE).await
+    }
+
+    async fn until_ready_for(&mut self, patience: Duration) -> anyhow::Result<()> {
         let (child, address) = (&mut self.child, self.health);
-        wait::until("the host to be ready", wait::PATIENCE, async || {
+        wait::until("the host to be ready", patience, async || {
             if let Some(status) = child.try_wait()? {
                 return Ok(Some(Err(status)));
             }
@@ -290,14 +304,49 @@ async fn cli_with(
         .args(arguments)
         .arg("--config")
         .arg(config_file)
-        .envs(variables.iter().copied())
+        .envs(variables.iter().copied());
+    to_its_end(command, arguments, COMMAND_PATIENCE).await
+}
+
+/// Runs `hapax ARGUMENTS` in a directory to its end: a command that may build something.
+pub async fn command(directory: &Path, arguments: &[&str]) -> anyhow::Result<Ended> {
+    command_in(directory, arguments, &[]).await
+}
+
+/// The same with variables of its own.
+pub async fn command_in(
+    directory: &Path,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> anyhow::Result<Ended> {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).current_dir(directory);
+    for_a_project(&mut command);
+    command.envs(variables.iter().copied());
+    to_its_end(command, arguments, BUILD_PATIENCE).await
+}
+
+/// A project has a target directory of its own, and all of them share the tests' cache.
+fn for_a_project(command: &mut Command) {
+    command
+        .env_remove("CARGO_TARGET_DIR")
+        .env_remove("CACHE_DIRECTORY")
+        .env("XDG_CACHE_HOME", place::root().join("cache"));
+}
+
+async fn to_its_end(
+    mut command: Command,
+    arguments: &[&str],
+    patience: Duration,
+) -> anyhow::Result<Ended> {
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let child = children::spawn(command)?;
     let pid = Pid::from_child(&child);
     let output = tokio::task::spawn_blocking(move || child.wait_with_output());
-    let Ok(output) = tokio::time::timeout(COMMAND_PATIENCE, output).await else {
+    let Ok(output) = tokio::time::timeout(patience, output).await else {
         kill_process(pid, Signal::KILL)?;
         bail!("hapax {} did not end", arguments.join(" "));
     };
@@ -328,4 +377,73 @@ async fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
         Ok((answer.status().as_u16(), text))
     })
     .await?
+}
+
+/// A running `hapax dev`. Dropping it kills it.
+pub struct Dev {
+    child: Child,
+    directory: PathBuf,
+    log: PathBuf,
+}
+
+impl Dev {
+    /// Starts it in a project, on ports of its own.
+    pub async fn start(place: &Place, directory: &Path) -> anyhow::Result<Dev> {
+        let file = directory.join("hapax.toml");
+        let mut config = std::fs::read_to_string(&file)?;
+        for section in ["health", "admin"] {
+            let port = super::ports::free();
+            config.push_str(&format!("\n[{section}]\nlisten = \"127.0.0.1:{port}\"\n"));
+        }
+        std::fs::write(&file, config)?;
+        let log = place.dir.join("dev.log");
+        let output = File::create(&log)?;
+        let mut command = Command::new(BINARY);
+        command
+            .arg("dev")
+            .current_dir(directory)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        for_a_project(&mut command);
+        Ok(Dev {
+            child: children::spawn(command)?,
+            directory: directory.to_owned(),
+            log,
+        })
+    }
+
+    /// Waits until it has written something.
+    pub async fn until_says(&self, words: &str) -> anyhow::Result<()> {
+        wait::until(words, BUILD_PATIENCE, async || {
+            let said = std::fs::read_to_string(&self.log)?;
+            Ok(said.contains(words).then_some(()))
+        })
+        .await
+    }
+
+    /// Runs another command in the project, against its store.
+    pub async fn cli(&self, arguments: &[&str]) -> anyhow::Result<Ended> {
+        command(&self.directory, arguments).await
+    }
+
+    /// Ends it as Ctrl-C does.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::INT)?;
+        let child = &mut self.child;
+        let status = wait::until("hapax dev to end", wait::PATIENCE, async || {
+            Ok(child.try_wait()?)
+        })
+        .await?;
+        ensure!(status.success(), "{status}{}", place::tail(&self.log));
+        Ok(())
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        // It may have ended already, which is just as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

@@ -4,25 +4,36 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::{BuildError, Noise, WASM_TARGET};
+use super::{BuildError, Made, Noise, WASM_TARGET, run, text};
 
 /// The profile that a workspace defines for its plugins.
 const PROFILE: &str = "plugin";
 
 /// A crate that can be built into a component.
-pub struct Crate {
-    pub name: String,
-    pub target_directory: PathBuf,
+struct Crate {
+    name: String,
+    target_directory: PathBuf,
     manifest: PathBuf,
     profile: &'static str,
 }
 
+/// Builds the crate in a directory, and returns what came out.
+pub fn make(dir: &Path, noise: Noise) -> Result<Made, BuildError> {
+    let found = find_crate(dir)?;
+    add_target(dir, noise)?;
+    Ok(Made {
+        component: build(&found, noise)?,
+        name: found.name,
+        target_directory: found.target_directory,
+    })
+}
+
 /// Asks cargo what is in a directory.
-pub fn find_crate(dir: &Path) -> Result<Crate, BuildError> {
+fn find_crate(dir: &Path) -> Result<Crate, BuildError> {
     let missing = || BuildError::NoCrate(dir.to_owned());
     let manifest = dir
         .join("Cargo.toml")
@@ -99,7 +110,7 @@ fn is_component(target: &Value) -> bool {
 }
 
 /// Adds the target to the toolchain when it is missing.
-pub fn add_target(dir: &Path, noise: Noise) -> Result<(), BuildError> {
+fn add_target(dir: &Path, noise: Noise) -> Result<(), BuildError> {
     let sysroot = program("rustc", dir)
         .args(["--print", "sysroot"])
         .output()
@@ -129,7 +140,7 @@ pub fn add_target(dir: &Path, noise: Noise) -> Result<(), BuildError> {
 }
 
 /// Builds, and returns the path of what came out.
-pub fn build(found: &Crate, noise: Noise) -> Result<PathBuf, BuildError> {
+fn build(found: &Crate, noise: Noise) -> Result<PathBuf, BuildError> {
     let dir = found.manifest.parent().unwrap_or(Path::new("."));
     let mut command = program("cargo", dir);
     command
@@ -183,24 +194,11 @@ fn program(name: &'static str, dir: &Path) -> Command {
     command
 }
 
-fn run(mut command: Command, noise: Noise) -> io::Result<Output> {
-    command.stdout(Stdio::piped());
-    command.stderr(match noise {
-        Noise::Shown => Stdio::inherit(),
-        Noise::Kept => Stdio::piped(),
-    });
-    command.spawn()?.wait_with_output()
-}
-
 fn not_run(program: &'static str, error: io::Error) -> BuildError {
     match error.kind() {
         io::ErrorKind::NotFound => BuildError::NoCargo,
         _ => BuildError::Program { program, error },
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).trim_end().to_owned()
 }
 
 #[cfg(test)]

@@ -614,6 +614,7 @@ async fn more_runs_than_instances_wait_for_each_other() {
         concurrent_instances: 1,
         max_memory: MIB,
         max_table_elements: 1_000,
+        metered: false,
     };
     let sandbox = Sandbox::new(options).expect("the engine starts");
     let component = statement("DELETE FROM t_rows", 100);
@@ -632,6 +633,7 @@ async fn without_room_for_a_pool_instances_are_made_on_demand() {
         concurrent_instances: 1_000_000,
         max_memory: 64 * MIB,
         max_table_elements: 100_000,
+        metered: false,
     };
     let sandbox = Sandbox::new(options).expect("the engine starts");
     let component = guest("", "(i32.const 1024)");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
-use crate::support::ports;
+use crate::support::{place, ports};
 
 /// A whole file. Each has addresses of its own, so that several hosts can run side by side.
 #[derive(Clone)]
@@ -22,6 +22,8 @@ pub struct Config {
     store_lines: Vec<String>,
     broker_lines: Vec<String>,
     host_lines: Vec<String>,
+    /// Where plugins are cached: one place for all tests, unless a test is about it.
+    cache: PathBuf,
     consumers: Vec<Consumer>,
 }
 
@@ -44,6 +46,7 @@ impl Config {
             store_lines: vec!["migrate = true".to_owned()],
             broker_lines: Vec::new(),
             host_lines: Vec::new(),
+            cache: place::root().join("cache/hapax"),
             consumers: Vec::new(),
         }
     }
@@ -77,6 +80,18 @@ impl Config {
         self
     }
 
+    /// Has this consumer and no other.
+    pub fn only(mut self, consumer: Consumer) -> Config {
+        self.consumers = vec![consumer];
+        self
+    }
+
+    /// Keeps components and machine code somewhere else.
+    pub fn cache(mut self, place: &Path) -> Config {
+        self.cache = place.to_owned();
+        self
+    }
+
     /// Writes the file and returns its path.
     pub fn write(&self, dir: &Path) -> anyhow::Result<PathBuf> {
         let file = dir.join(format!("{}.toml", self.label));
@@ -94,7 +109,7 @@ impl Config {
         for line in &self.broker_lines {
             writeln!(text, "{line}")?;
         }
-        writeln!(text, "[host]")?;
+        writeln!(text, "[host]\ncache = \"{}\"", self.cache.display())?;
         for line in &self.host_lines {
             writeln!(text, "{line}")?;
         }
