@@ -10,6 +10,7 @@ mod commit_in_doubt;
 mod demo;
 mod drain;
 mod embedded;
+mod evil_guests;
 mod exactly_once;
 mod failing_message;
 mod message_content;
@@ -141,6 +142,14 @@ fn main() -> ExitCode {
                 a_constraint_leaves_the_transaction_usable,
                 a_conflict_clause_cannot_end_the_transaction,
                 an_interrupted_statement_leaves_nothing_behind;
+        }
+        evil_guests {
+            once: wasi_http;
+            each store:
+                spin, spin_in_host_calls, memory_bomb, table_bomb, recursion, stderr_flood, outbox_flood,
+                ten_thousand_statements, huge_row_set, huge_statement, pg_sleep, commit, ddl, set_role,
+                copy_program, dblink, advisory_lock, write_ledger, read_other_consumer, attach, open_socket,
+                open_file, probe_clock_and_random, call_again_after_trap;
         }
         random_schedules {
             once:

@@ -3,14 +3,12 @@
 //! It lives in the instance's store for one attempt and is taken apart afterwards.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::effects::state::StateView;
 use crate::effects::{Effects, Fault, Transaction};
 use crate::failure::Failure;
 use crate::store::StoreError;
 
-use super::engine::TICK;
 use super::limits::{Processor, Quota, Space};
 use super::wasi::Wasi;
 use super::{Attempt, Environment};
@@ -77,8 +75,7 @@ impl Guest {
         }
     }
 
-    /// Does something with the transaction and what the message knows of its state. The time it takes is
-    /// not the guest's own.
+    /// Does something with the transaction and what the message knows of its state.
     pub(super) async fn in_transaction<T>(
         &mut self,
         act: impl AsyncFnOnce(&mut Transaction, &mut StateView) -> Result<T, Fault>,
@@ -88,13 +85,9 @@ impl Guest {
                 "the component calls the database before its `handle` is called".into(),
             )));
         };
-        let started = Instant::now();
         self.in_database = true;
         let answer = act(transaction, &mut self.state).await;
         self.in_database = false;
-        if started.elapsed() >= TICK {
-            self.processor.has_waited();
-        }
         Ok(answer?)
     }
 

@@ -24,6 +24,7 @@ use super::engine::Sandbox;
 use super::grants::{self, Import};
 use super::guest::Guest;
 use super::seeds::Seeds;
+use super::symbols::Symbols;
 use super::{Attempt, Environment, Verdict, trap};
 
 /// What an instance may use to come into being.
@@ -37,6 +38,7 @@ pub struct Plugin(pub(super) Arc<Loaded>);
 pub(super) struct Loaded {
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) handler: HandlerPre<Guest>,
+    pub(super) symbols: Symbols,
     digest: [u8; 32],
     size_bytes: u64,
     initial_memory_bytes: u64,
@@ -144,6 +146,7 @@ fn prepare(sandbox: &Arc<Sandbox>, bytes: &[u8]) -> Result<Plugin, LoadProblem> 
     Ok(Plugin(Arc::new(Loaded {
         sandbox: Arc::clone(sandbox),
         handler,
+        symbols: Symbols::of(bytes),
         digest: Sha256::digest(bytes).into(),
         size_bytes: bytes.len() as u64,
         initial_memory_bytes,
@@ -223,7 +226,7 @@ fn start_here(sandbox: &Arc<Sandbox>, instance: &InstancePre<Guest>) -> Result<u
         let guest = store.data();
         match ended {
             Ok(Ok(_)) => Ok(guest.space.memory_bytes()),
-            Ok(Err(error)) => Err(match trap::verdict(error, &guest.wasi.written()) {
+            Ok(Err(error)) => Err(match trap::verdict(error, &guest.wasi.written()).0 {
                 Verdict::Failed(failure) => failure.message,
                 Verdict::Spoiled(error) => error.to_string(),
                 Verdict::Done | Verdict::Ignored(_) => unreachable!("an error is not a success"),
