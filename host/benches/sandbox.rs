@@ -40,11 +40,13 @@ fn main() {
         runtime.block_on(traps(&stage));
     }
     if wanted("beside") {
+        const SPIN: &str = r#"{"do": [{"spin": true}]}"#;
+        const BOMB: &str = r#"{"do": [{"allocate_mib": 256}]}"#;
         for spinners in [0, 1, WORKERS, 2 * WORKERS] {
-            runtime.block_on(beside(&stage, spinners, "guest_spin"));
+            runtime.block_on(beside(&stage, spinners, "spinning", SPIN));
         }
-        runtime.block_on(beside(&stage, 1, "guest_memory_bomb"));
-        runtime.block_on(beside(&stage, 1, "guest_call_again_after_trap"));
+        runtime.block_on(beside(&stage, 1, "taking memory", BOMB));
+        runtime.block_on(beside(&stage, 1, "panicking", PANIC));
     }
     if wanted("memory") && has_flag("--long") {
         runtime.block_on(memory(&stage));
@@ -76,7 +78,7 @@ impl Stage {
         })
         .expect("the engine starts");
         let none: [&str; 0] = [];
-        let write = ["t_points", "t_effects"];
+        let write = ["t_points"];
         let grants = Grants::new(Dialect::Sqlite, &none[..], &write[..], &none[..])
             .expect("the names are good");
         let target = Target {
@@ -176,6 +178,8 @@ impl Actor {
 
 const ORDER: &str = r#"{"order_id": "order-000001", "user_id": "user-1", "amount_cents": 4200}"#;
 
+const PANIC: &str = r#"{"do": [{"panic": "on purpose"}]}"#;
+
 /// A fresh instance, JSON, one deferred statement, one message: the README's handler.
 async fn points(stage: &Stage) {
     let mut actor = stage.actor("points", ORDER).await;
@@ -193,10 +197,7 @@ async fn points(stage: &Stage) {
 
 /// A panic, with its backtrace read from the debug information.
 async fn traps(stage: &Stage) {
-    // A body that is no order is rejected before the statement; this one panics in the second line of its handler.
-    let mut actor = stage
-        .actor("guest_probe", r#"{"do": [{"panic": "on purpose"}]}"#)
-        .await;
+    let mut actor = stage.actor("guest_probe", PANIC).await;
     let mut first = Figures::new("traps: the first, which reads the debug information");
     first.add(actor.run().await.0);
     first.show();
@@ -217,15 +218,11 @@ async fn traps(stage: &Stage) {
 
 /// One consumer's messages, one at a time, with pauses, beside lanes of another one that run a bad guest again and
 /// again. What the pauses wake up for is what a guest that keeps its thread would hold up.
-async fn beside(stage: &Stage, sinners: usize, guest: &str) {
+async fn beside(stage: &Stage, sinners: usize, sin: &str, body: &'static str) {
     let stop = Arc::new(AtomicBool::new(false));
     let mut tasks = Vec::new();
     for _ in 0..sinners {
-        let mut actor = stage
-            .actor(guest, r#"{"order_id": "sin", "sin": true}"#)
-            .await;
-        // Without a database under it: the statement before the sin would wait for the others' turn.
-        actor.environment = Arc::new(without_sql(&stage.environment));
+        let mut actor = stage.actor("guest_probe", body).await;
         let stop = Arc::clone(&stop);
         tasks.push(tokio::spawn(async move {
             while !stop.load(Ordering::Relaxed) {
@@ -250,28 +247,9 @@ async fn beside(stage: &Stage, sinners: usize, guest: &str) {
     for task in tasks {
         task.await.expect("no panic");
     }
-    run.named(format!("beside {sinners} of {guest}: handle"))
+    run.named(format!("beside {sinners} {sin}: handle")).show();
+    late.named(format!("beside {sinners} {sin}: woken late by"))
         .show();
-    late.named(format!("beside {sinners} of {guest}: woken late by"))
-        .show();
-}
-
-/// The guests' own statement is what is left out.
-fn without_sql(environment: &Environment) -> Environment {
-    let none: [&str; 0] = [];
-    let grants = Grants::new(Dialect::Sqlite, &none, &["t_effects"], &none).expect("a good name");
-    Environment {
-        consumer: "sinner".into(),
-        limits: environment.limits.clone(),
-        config: BTreeMap::new(),
-        composer: environment.composer.clone(),
-        rules: Rules::new(Dialect::Sqlite, &grants, 1024),
-        random: environment.random,
-        idempotency: environment.idempotency,
-        seeds: environment.seeds.clone(),
-        dialect: Dialect::Sqlite,
-        generation: 0,
-    }
 }
 
 /// Whether a long life makes a host larger.

@@ -233,6 +233,15 @@ async fn take_apart(store: Store<Guest>) -> Result<Guest, StoreError> {
         .map_err(|error| StoreError::Unavailable(format!("an instance was not ended: {error}")))
 }
 
+/// How many headers of a message a handler is shown: all of them, whatever they hold. For the fuzz target of the
+/// mapping, which is not public.
+#[doc(hidden)]
+pub fn shown_headers(message: &Message) -> usize {
+    let headers = Headers::of(message);
+    let headers = headers.lend();
+    envelope::lend(message, &headers).headers.len()
+}
+
 /// What the handler's own answer means.
 fn judge(answer: Result<types::Outcome, types::Failure>, output: &str) -> Verdict {
     let reason = |text: String| bounded(text.as_bytes(), MAX_TEXT_BYTES);

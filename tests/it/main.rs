@@ -13,6 +13,8 @@ mod embedded;
 mod evil_guests;
 mod exactly_once;
 mod failing_message;
+mod fuzz;
+mod least_privilege;
 mod message_content;
 mod one_key_fifty_times;
 mod operator;
@@ -20,8 +22,10 @@ mod random_schedules;
 mod relay_trouble;
 mod reused_key;
 mod server_restarts;
+mod sql_differential;
 mod support;
 mod swallowed_errors;
+mod time_limits;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -150,6 +154,21 @@ fn main() -> ExitCode {
                 ten_thousand_statements, huge_row_set, huge_statement, pg_sleep, commit, ddl, set_role,
                 copy_program, dblink, advisory_lock, write_ledger, read_other_consumer, attach, open_socket,
                 open_file, probe_clock_and_random, call_again_after_trap;
+        }
+        time_limits {
+            once: an_attempt_that_is_out_of_time_applies_nothing;
+            each store: a_statement_without_end_ends_with_its_message;
+        }
+        least_privilege {
+            once: is_enough_for_the_host_and_for_nothing_else;
+        }
+        sql_differential {
+            once:
+                what_is_allowed_touches_what_was_granted_on_postgres,
+                what_is_allowed_touches_what_was_granted_on_sqlite;
+        }
+        fuzz {
+            once: sql_rules, key, headers, config;
         }
         random_schedules {
             once:

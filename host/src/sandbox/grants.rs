@@ -58,13 +58,17 @@ fn is_granted(name: &str) -> bool {
 
 fn difference(known: &[Import], foreign: &[Import]) -> String {
     let mut text = String::from("  it imports and may not:\n");
-    for import in foreign {
+    for (index, import) in foreign.iter().enumerate() {
         let _ = write!(text, "    - {}", import.name);
         if !import.functions.is_empty() {
             let _ = write!(text, " ({})", import.functions.join(", "));
         }
         text.push('\n');
-        if let Some(help) = help(&import.name) {
+        // Interfaces of one family follow one another, and one answer serves them all.
+        let next = foreign.get(index + 1).and_then(|next| help(&next.name));
+        if let Some(help) = help(&import.name)
+            && next != Some(help)
+        {
             let _ = writeln!(text, "        {help}");
         }
     }

@@ -21,7 +21,7 @@ pub async fn wasi_http(place: &Place) -> Checked {
         for line in [
             "the component wants what a handler is not granted",
             "it imports and may not:",
-            "- wasi:http/outgoing-handler@0.2.6 (handle)",
+            "- wasi:http/outgoing-handler@0.2",
             "a handler has no network",
             "targets = { NAME = { exchange = \"\", routing-key = \"QUEUE\" } }",
             "it imports and may:",
