@@ -55,10 +55,22 @@ const SQLITE_TABLES: &str = r#"
 "#;
 
 /// Allowed by the rules, which know no types; refused by these tables.
-const POSTGRES_REFUSES: &[&str] = &[];
+const POSTGRES_REFUSES: &[&str] = &[
+    "SELECT $1::order_status, cast($2 AS order_status), NULL::inet",
+    "SELECT (amount_cents * 119 + 50) / 100 % 7 ^ 2, -amount_cents, +1, ~1, 1 << 2, 1 & 3 | 4 # 5 FROM t_orders",
+    "SELECT * FROM t_orders WHERE created_at > $1 - INTERVAL '1 day' AND created_at < DATE '2030-01-01'",
+    "SELECT cast(amount_cents AS numeric(10, 2)), amount_cents::double precision, note::varchar(10), id::uuid::text FROM t_orders",
+];
 
-/// The same. The functions are those that the owner of the database would have made.
-const SQLITE_REFUSES: &[&str] = &[];
+/// The same. The functions are those that the owner of the database would have made, or that SQLite has where it was
+/// built with them.
+const SQLITE_REFUSES: &[&str] = &[
+    "INSERT INTO t_orders VALUES ($1, -1, TRUE)",
+    "SELECT * FROM generate_series(1, 10)",
+    "SELECT max(1, n), min(n, 2), abs(n), round(n, 2), sign(n), ceil(n), floor(n), pow(n, 2) FROM t_orders",
+    "SELECT score($1)",
+    "WITH p AS (SELECT * FROM t_prices) INSERT INTO t_orders SELECT * FROM p",
+];
 
 /// Tables by what was done to them.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -28,9 +28,10 @@ async fn turns_during(environment: Environment, component: &[u8]) -> (Run, u32) 
     (run, turns)
 }
 
+/// 200 epochs. However busy the machine is, a guest is charged with 16 at once at most, and yields each time.
 fn short_of_time() -> Environment {
     let mut environment = environment();
-    environment.limits.cpu = Duration::from_millis(20);
+    environment.limits.cpu = Duration::from_millis(200);
     environment
 }
 
@@ -40,7 +41,7 @@ const SPIN: &str = "(loop $l (br $l)) unreachable";
 async fn a_spinning_handler_lets_others_run() {
     let (run, turns) = turns_during(short_of_time(), &guest("", SPIN)).await;
     assert_eq!(failure(run).code, code::CPU_LIMIT);
-    assert!(turns >= 20, "{turns} turns in 20 ticks");
+    assert!(turns >= 12, "{turns} turns in 200 epochs");
 }
 
 /// Executors look at sockets only now and then while tasks are ready, and a guest that spins always is.
@@ -69,8 +70,8 @@ async fn a_spinning_handler_lets_the_executor_look_at_its_sockets() {
         run = spinning => assert_eq!(failure(run).code, code::CPU_LIMIT),
         () = talking => unreachable!("it loops"),
     }
-    // Each way takes a look at the sockets.
-    assert!(answers >= 8, "{answers} answers in 20 ticks");
+    // Each way takes a look at the sockets, of which there are twelve at least.
+    assert!(answers >= 4, "{answers} answers in 200 epochs");
 }
 
 /// The debug information is damaged, which is found out when it is read.
