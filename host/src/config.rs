@@ -287,7 +287,7 @@ impl Default for Limits {
             wall: Duration::from_secs(5),
             memory: 64 * MIB,
             table_elements: 100_000,
-            hostcall_bytes: 128 * MIB,
+            hostcall_bytes: 32 * MIB,
             sql_statements: 1000,
             sql_rows: 100_000,
             sql_bytes: 16 * MIB,

@@ -16,6 +16,7 @@ mod imports;
 mod limits;
 mod plugins;
 mod seeds;
+mod symbols;
 mod text;
 mod trap;
 mod wasi;
@@ -50,6 +51,9 @@ pub use plugins::{
     write_file,
 };
 pub use seeds::Seeds;
+
+/// Memory of an instance above which its end is left to a thread for work that blocks.
+const LARGE_MEMORY_BYTES: u64 = 8 << 20;
 
 /// What stays the same for all messages of a consumer.
 #[derive(Debug)]
@@ -123,6 +127,19 @@ pub struct Run {
     pub elapsed: Duration,
 }
 
+impl Run {
+    /// A run whose store could not be taken apart, and what it held with it.
+    fn lost(error: StoreError, elapsed: Duration) -> Self {
+        Self {
+            verdict: Verdict::Spoiled(error),
+            transaction: None,
+            effects: Effects::default(),
+            output: String::new(),
+            elapsed,
+        }
+    }
+}
+
 impl Plugin {
     /// Runs one message in an instance of its own. Waits while all instances are taken. When the returned
     /// future is dropped, so are the instance and the transaction.
@@ -138,17 +155,27 @@ impl Plugin {
         let message = Arc::clone(&attempt.message);
         let guest = Guest::new(Arc::clone(environment), attempt, Some(transaction));
         let mut store = sandbox.store(guest);
-        let handle = self.handle(&mut store, &message);
+        let meter = store.data().processor.meter();
+        let handle = meter.charge(self.handle(&mut store, &message));
         let ended = tokio::time::timeout(environment.limits.wall, handle).await;
         let fuel = store.get_fuel().map_or(0, |left| u64::MAX - left);
-        let mut guest = store.into_data();
-        let memory = guest.space.memory_bytes();
+        let memory = store.data().space.memory_bytes();
         self.usage().ran(started.elapsed(), memory, fuel);
+        let mut guest = match take_apart(store).await {
+            Ok(guest) => guest,
+            Err(error) => return Run::lost(error, started.elapsed()),
+        };
 
         let output = without_nul(guest.wasi.written());
         let verdict = match ended {
             Ok(Ok(answer)) => judge(answer, &output),
-            Ok(Err(error)) => with_output(trap::verdict(error, &output), &output),
+            Ok(Err(error)) => {
+                let (mut verdict, frames) = trap::verdict(error, &output);
+                if let Verdict::Failed(failure) = &mut verdict {
+                    failure.backtrace = self.0.symbols.backtrace(frames).await;
+                }
+                with_output(verdict, &output)
+            }
             Err(_) => with_output(Verdict::Failed(wall_limit(&environment.limits)), &output),
         };
         imports::log_output(&mut guest, &output);
@@ -186,6 +213,7 @@ impl Sandbox {
         let hostcall_bytes =
             usize::try_from(guest.environment.limits.hostcall_bytes).unwrap_or(usize::MAX);
         let mut store = Store::new(&self.engine, guest);
+        store.data_mut().processor.start(self.pulse());
         store.limiter(|guest| &mut guest.space);
         store.set_hostcall_fuel(hostcall_bytes);
         store.set_max_component_handles(limits::MAX_HANDLES);
@@ -203,6 +231,26 @@ impl Sandbox {
         });
         store
     }
+}
+
+/// Ends an instance and returns what the host kept for it. Giving back a large memory takes the kernel
+/// milliseconds, which must not hold up the messages of other lanes.
+async fn take_apart(store: Store<Guest>) -> Result<Guest, StoreError> {
+    if store.data().space.memory_bytes() <= LARGE_MEMORY_BYTES {
+        return Ok(store.into_data());
+    }
+    let task = tokio::task::spawn_blocking(move || store.into_data());
+    task.await
+        .map_err(|error| StoreError::Unavailable(format!("an instance was not ended: {error}")))
+}
+
+/// How many headers of a message a handler is shown: all of them, whatever they hold. For the fuzz target of the
+/// mapping, which is not public.
+#[doc(hidden)]
+pub fn shown_headers(message: &Message) -> usize {
+    let headers = Headers::of(message);
+    let headers = headers.lend();
+    envelope::lend(message, &headers).headers.len()
 }
 
 /// What the handler's own answer means.

@@ -16,9 +16,12 @@ mod drain;
 mod duplicates;
 mod embedded;
 mod endurance;
+mod evil_guests;
 mod exactly_once;
 mod failing_message;
+mod fuzz;
 mod hot_load;
+mod least_privilege;
 mod message_content;
 mod one_key_fifty_times;
 mod operator;
@@ -32,9 +35,11 @@ mod retention;
 mod reused_key;
 mod server_restarts;
 mod service_manager;
+mod sql_differential;
 mod strict_order;
 mod support;
 mod swallowed_errors;
+mod time_limits;
 mod two_hosts;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -175,6 +180,29 @@ fn main() -> ExitCode {
                 a_constraint_leaves_the_transaction_usable,
                 a_conflict_clause_cannot_end_the_transaction,
                 an_interrupted_statement_leaves_nothing_behind;
+        }
+        evil_guests {
+            once: wasi_http;
+            each store:
+                spin, spin_in_host_calls, memory_bomb, table_bomb, recursion, stderr_flood, outbox_flood,
+                ten_thousand_statements, huge_row_set, huge_statement, pg_sleep, commit, ddl, set_role,
+                copy_program, dblink, advisory_lock, write_ledger, read_other_consumer, attach, open_socket,
+                open_file, probe_clock_and_random, call_again_after_trap;
+        }
+        time_limits {
+            once: an_attempt_that_is_out_of_time_applies_nothing;
+            each store: a_statement_without_end_ends_with_its_message;
+        }
+        least_privilege {
+            once: is_enough_for_the_host_and_for_nothing_else;
+        }
+        sql_differential {
+            once:
+                what_is_allowed_touches_what_was_granted_on_postgres,
+                what_is_allowed_touches_what_was_granted_on_sqlite;
+        }
+        fuzz {
+            once: sql_rules, key, headers, config;
         }
         random_schedules {
             once:

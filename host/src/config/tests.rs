@@ -183,7 +183,7 @@ fn a_consumer_needs_four_fields_and_has_defaults_for_the_rest() {
                     wall: 5s,
                     memory: 67108864,
                     table_elements: 100000,
-                    hostcall_bytes: 134217728,
+                    hostcall_bytes: 33554432,
                     sql_statements: 1000,
                     sql_rows: 100000,
                     sql_bytes: 16777216,

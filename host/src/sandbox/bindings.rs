@@ -1,7 +1,8 @@
 //! The host's side of `wit/plugin.wit`, generated.
 //!
 //! Values that go to the guest borrow from the message; values that come from it are its own. Only the
-//! calls that wait for the database are asynchronous: the others cost no future.
+//! calls that wait, for the database or for the verdict on a new statement, are asynchronous: the others cost no
+//! future.
 
 wasmtime::component::bindgen!({
     world: "handler",
@@ -10,6 +11,7 @@ wasmtime::component::bindgen!({
     imports: {
         "hapax:plugin/sql.query": async | trappable,
         "hapax:plugin/sql.execute": async | trappable,
+        "hapax:plugin/sql.defer": async | trappable,
         "hapax:plugin/state.get": async | trappable,
         "hapax:plugin/state.put-if": async | trappable,
         default: trappable,

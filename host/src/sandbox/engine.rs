@@ -5,7 +5,7 @@
 //! waits for its turn when the pool is empty, and is not failed for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -25,8 +25,7 @@ pub(super) const TICK: Duration = Duration::from_millis(1);
 /// Ticks without a running guest after which the clock stops until the next one.
 const IDLE_TICKS: u32 = 200;
 
-/// Frames of a guest's backtrace that are looked at. Each costs a look through the component's debug
-/// information, about a millisecond for a large one; a panic in Rust has ten of its own.
+/// Frames of a guest's backtrace that are looked at; a panic in Rust has ten of its own.
 pub(super) const MAX_FRAMES: usize = 24;
 
 /// What an instance of one component may consist of. Components that toolchains for Python link have about
@@ -113,6 +112,11 @@ impl Sandbox {
         }))
     }
 
+    /// What counts the engine's epochs.
+    pub(super) fn pulse(&self) -> &Arc<Pulse> {
+        &self.clock.pulse
+    }
+
     /// Waits until one more instance may be.
     pub(super) async fn slot(&self) -> Slot<'_> {
         let permit = self
@@ -138,7 +142,9 @@ fn settings(options: &SandboxOptions) -> Config {
         .epoch_interruption(true)
         .consume_fuel(options.metered)
         .concurrency_support(false)
-        .wasm_backtrace_details(WasmBacktraceDetails::Enable)
+        // The engine would read all debug information anew for each frame, on the thread of the trap:
+        // `symbols` does it once, elsewhere.
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(MAX_FRAMES))
         .wasm_memory64(false);
     config
@@ -177,8 +183,11 @@ struct Clock {
     thread: Thread,
 }
 
+/// What the clock's thread shares with those who need it.
 #[derive(Default)]
-struct Pulse {
+pub(super) struct Pulse {
+    /// Epochs that have passed.
+    epochs: AtomicU64,
     /// Slots that are taken.
     running: AtomicUsize,
     asleep: AtomicBool,
@@ -217,6 +226,11 @@ impl Drop for Clock {
 }
 
 impl Pulse {
+    /// Epochs that have passed. They stand still while nothing runs.
+    pub(super) fn epochs(&self) -> u64 {
+        self.epochs.load(Ordering::Relaxed)
+    }
+
     fn run(&self, engine: &EngineWeak) {
         let mut idle_ticks = 0;
         while !self.stopped.load(Ordering::SeqCst) {
@@ -225,6 +239,7 @@ impl Pulse {
                 return;
             };
             engine.increment_epoch();
+            self.epochs.fetch_add(1, Ordering::Relaxed);
             idle_ticks = if self.running.load(Ordering::SeqCst) == 0 {
                 idle_ticks + 1
             } else {

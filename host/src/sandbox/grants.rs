@@ -58,13 +58,17 @@ fn is_granted(name: &str) -> bool {
 
 fn difference(known: &[Import], foreign: &[Import]) -> String {
     let mut text = String::from("  it imports and may not:\n");
-    for import in foreign {
+    for (index, import) in foreign.iter().enumerate() {
         let _ = write!(text, "    - {}", import.name);
         if !import.functions.is_empty() {
             let _ = write!(text, " ({})", import.functions.join(", "));
         }
         text.push('\n');
-        if let Some(help) = help(&import.name) {
+        // Interfaces of one family follow one another, and one answer serves them all.
+        let next = foreign.get(index + 1).and_then(|next| help(&next.name));
+        if let Some(help) = help(&import.name)
+            && next != Some(help)
+        {
             let _ = writeln!(text, "        {help}");
         }
     }
@@ -75,7 +79,7 @@ fn difference(known: &[Import], foreign: &[Import]) -> String {
         let _ = writeln!(text, "    + {}", import.name);
     }
     text.push_str(
-        "  there is: hapax:plugin/{context, sql, state, outbox, log}, and of WASI 0.2, without anything \
+        "  no line of a configuration grants another interface\n  there is: hapax:plugin/{context, sql, state, outbox, log}, and of WASI 0.2, without anything \
          behind it: cli, clocks, filesystem, io, random, sockets",
     );
     text
@@ -84,14 +88,22 @@ fn difference(known: &[Import], foreign: &[Import]) -> String {
 fn help(name: &str) -> Option<&'static str> {
     if name.starts_with("wasi:http/") {
         Some(
-            "a handler has no network; publish to a target of the consumer and let another service call out",
+            "a handler has no network: publish to a service that calls out, with a line in the consumer like \
+             `targets = { NAME = { exchange = \"\", routing-key = \"QUEUE\" } }`",
         )
     } else if name.starts_with("wasi:keyvalue/") {
-        Some("use hapax:plugin/state, which commits with the message")
+        Some(
+            "use hapax:plugin/state, which commits with the message and needs no line in the consumer",
+        )
     } else if name.starts_with("wasi:config/") {
-        Some("use hapax:plugin/context.config and the consumer's `config` table")
+        Some(
+            "use hapax:plugin/context.config, with a line in the consumer like `config = { NAME = \"value\" }`",
+        )
     } else if name.starts_with("wasi:messaging/") {
-        Some("use hapax:plugin/outbox, which sends after the commit")
+        Some(
+            "use hapax:plugin/outbox, which sends after the commit, with a line in the consumer like \
+             `targets = { NAME = { exchange = \"\", routing-key = \"QUEUE\" } }`",
+        )
     } else if name.starts_with("hapax:plugin/") {
         Some("this host does not know it; the component was built for a newer one")
     } else if name == "wasi_snapshot_preview1" || name.starts_with("wasi_") {

@@ -3,7 +3,6 @@
 //! It lives in the instance's store for one attempt and is taken apart afterwards.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::effects::outbox::StoredReply;
 use crate::effects::state::StateView;
@@ -12,7 +11,6 @@ use crate::failpoint::{self, Point};
 use crate::failure::Failure;
 use crate::store::StoreError;
 
-use super::engine::TICK;
 use super::limits::{Processor, Quota, Space};
 use super::wasi::Wasi;
 use super::{Attempt, Environment};
@@ -79,8 +77,7 @@ impl Guest {
         }
     }
 
-    /// Does something with the transaction and what the message knows of its state. The time it takes is
-    /// not the guest's own.
+    /// Does something with the transaction and what the message knows of its state.
     pub(super) async fn in_transaction<T>(
         &mut self,
         act: impl AsyncFnOnce(&mut Transaction, &mut StateView) -> Result<T, Fault>,
@@ -90,14 +87,10 @@ impl Guest {
                 "the component calls the database before its `handle` is called".into(),
             )));
         };
-        let started = Instant::now();
         self.in_database = true;
         let answer = act(transaction, &mut self.state).await;
         failpoint::pass_with(Point::MidStatement, &self.attempt.key);
         self.in_database = false;
-        if started.elapsed() >= TICK {
-            self.processor.has_waited();
-        }
         Ok(answer?)
     }
 

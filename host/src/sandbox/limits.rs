@@ -3,12 +3,17 @@
 //! A limit that is reached ends the attempt with the limit's own code. Logs are the exception: what is
 //! over is dropped and counted, because a talkative handler has done nothing wrong.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use crate::config::Limits;
 use crate::failure::{Code, Failure, code};
 
-use super::engine::TICK;
+use super::engine::{Pulse, TICK};
 use super::guest::Stop;
 
 /// Log lines of one message, beside the bound on their bytes.
@@ -114,11 +119,43 @@ impl ResourceLimiter for Space {
     }
 }
 
-/// Processor time, counted in epoch ticks that the guest lived through while it ran.
+/// Epochs that a guest is charged with at once, at most: a machine that stopped for a while, and the host with
+/// it, must not look like a handler that did not stop.
+const MAX_CHARGE: u64 = 16;
+
+/// Processor time, counted in epochs that pass while the guest has a thread, its host calls included.
 pub(super) struct Processor {
     ticks_left: u64,
-    /// The guest has just waited for the host for a tick or longer. That tick is not its own.
-    waited: bool,
+    meter: Meter,
+}
+
+/// When the guest was last given a thread, or was last charged: an epoch.
+#[derive(Clone, Default)]
+pub(super) struct Meter {
+    pulse: Arc<Pulse>,
+    since: Arc<AtomicU64>,
+}
+
+impl Meter {
+    /// Runs a guest. What passes while it waits, for the database or for its turn, is not its own.
+    pub(super) async fn charge<T>(&self, guest: impl Future<Output = T>) -> T {
+        let mut guest = pin!(guest);
+        poll_fn(|context| {
+            self.reset();
+            guest.as_mut().poll(context)
+        })
+        .await
+    }
+
+    fn reset(&self) {
+        self.since.store(self.pulse.epochs(), Ordering::Relaxed);
+    }
+
+    /// The epochs since the last reset.
+    fn read(&self) -> u64 {
+        let since = self.since.load(Ordering::Relaxed);
+        self.pulse.epochs().saturating_sub(since).min(MAX_CHARGE)
+    }
 }
 
 impl Processor {
@@ -126,29 +163,39 @@ impl Processor {
         let ticks = limits.cpu.as_micros().div_ceil(TICK.as_micros());
         Self {
             ticks_left: u64::try_from(ticks).unwrap_or(u64::MAX),
-            waited: false,
+            meter: Meter::default(),
         }
     }
 
-    pub(super) fn has_waited(&mut self) {
-        self.waited = true;
+    /// Counts by the epochs of an engine, from now on.
+    pub(super) fn start(&mut self, pulse: &Arc<Pulse>) {
+        self.meter.pulse = Arc::clone(pulse);
+        self.meter.reset();
     }
 
-    /// One tick is over: the guest makes room for others, or has used up its time.
+    pub(super) fn meter(&self) -> Meter {
+        self.meter.clone()
+    }
+
+    /// An epoch has passed: the guest makes room for others, or has used up its time.
     pub(super) fn tick(&mut self, limits: &Limits) -> wasmtime::Result<UpdateDeadline> {
-        if !std::mem::take(&mut self.waited) {
-            let Some(left) = self.ticks_left.checked_sub(1) else {
-                return Err(over(
-                    code::CPU_LIMIT,
-                    format!(
-                        "used more than {:?} of processor time (limits.cpu)",
-                        limits.cpu
-                    ),
-                ));
-            };
-            self.ticks_left = left;
-        }
-        Ok(UpdateDeadline::Yield(1))
+        let Some(left) = self.ticks_left.checked_sub(self.meter.read()) else {
+            return Err(over(
+                code::CPU_LIMIT,
+                format!(
+                    "used more than {:?} of processor time (limits.cpu)",
+                    limits.cpu
+                ),
+            ));
+        };
+        self.ticks_left = left;
+        self.meter.reset();
+        // Not `Yield`, after which the executor may take the guest up again dozens of times before it looks at
+        // its sockets and timers: this way it looks at them first.
+        Ok(UpdateDeadline::YieldCustom(
+            1,
+            Box::pin(tokio::task::yield_now()),
+        ))
     }
 }
 

@@ -29,6 +29,7 @@ use super::engine::Sandbox;
 use super::grants::{self, Import};
 use super::guest::Guest;
 use super::seeds::Seeds;
+use super::symbols::Symbols;
 use super::{Attempt, Environment, Verdict, trap};
 
 pub use cache::{Cache, MAX_VERSIONS, PluginDigest, write as write_file};
@@ -52,6 +53,7 @@ pub struct Plugin(pub(super) Arc<Loaded>);
 pub(super) struct Loaded {
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) handler: HandlerPre<Guest>,
+    pub(super) symbols: Symbols,
     digest: PluginDigest,
     size_bytes: u64,
     initial_memory_bytes: u64,
@@ -313,6 +315,7 @@ fn prepare(
     Ok(Plugin(Arc::new(Loaded {
         sandbox: Arc::clone(sandbox),
         handler,
+        symbols: Symbols::of(bytes),
         digest,
         size_bytes: bytes.len() as u64,
         initial_memory_bytes,
@@ -414,7 +417,7 @@ fn start_here(sandbox: &Arc<Sandbox>, instance: &InstancePre<Guest>) -> Result<u
         let guest = store.data();
         match ended {
             Ok(Ok(_)) => Ok(guest.space.memory_bytes()),
-            Ok(Err(error)) => Err(match trap::verdict(error, &guest.wasi.written()) {
+            Ok(Err(error)) => Err(match trap::verdict(error, &guest.wasi.written()).0 {
                 Verdict::Failed(failure) => failure.message,
                 Verdict::Spoiled(error) => error.to_string(),
                 Verdict::Done | Verdict::Ignored(_) => unreachable!("an error is not a success"),

@@ -1,6 +1,7 @@
 //! Messages run in small components that misbehave in one way each.
 
 mod component;
+mod executor;
 mod loading;
 mod running;
 mod session;
@@ -82,7 +83,18 @@ fn attempt(key: &str) -> Attempt {
 }
 
 fn transaction() -> (Transaction, Journal) {
-    let session = FakeSession::default();
+    transaction_on(FakeSession::default())
+}
+
+/// Each statement waits for some epochs of the sandbox's clock.
+fn slow_transaction() -> (Transaction, Journal) {
+    transaction_on(FakeSession {
+        wait: Some((Arc::clone(SANDBOX.pulse()), 5)),
+        ..FakeSession::default()
+    })
+}
+
+fn transaction_on(session: FakeSession) -> (Transaction, Journal) {
     let journal = Arc::clone(&session.journal);
     let traits = Traits {
         dialect: Dialect::Postgres,

@@ -1,4 +1,4 @@
-//! How an attempt ended, told from what the engine says: whose failure it is, and where in the handler.
+//! How an attempt ended, told from what the engine says: whose failure it is, and which calls were open.
 //!
 //! Never prints an error of the engine as a whole: its debug form drags in a backtrace of the host.
 
@@ -10,33 +10,42 @@ use crate::store::StoreError;
 use super::Verdict;
 use super::engine::MAX_FRAMES;
 use super::guest::Stop;
+use super::symbols::Frame;
 use super::text::{MAX_TEXT_BYTES, bounded};
 
 /// What the engine says when a call passes more than the hostcall fuel allows. The error has no public type.
 const HOSTCALL_FUEL_TEXT: &str = "too much data is being copied between the host and the guest";
 
-/// Where the sources of languages' own libraries were when those were built: Rust's, and C's under it.
-const LIBRARIES: &[&str] = &["/rustc/", "wasisdk://"];
-
-/// The verdict on an attempt that the engine ended.
-pub(super) fn verdict(error: wasmtime::Error, output: &str) -> Verdict {
-    let backtrace = error
+/// The verdict on an attempt that the engine ended, and the calls that were open, innermost first.
+pub(super) fn verdict(error: wasmtime::Error, output: &str) -> (Verdict, Vec<Frame>) {
+    let frames = error
         .downcast_ref::<WasmBacktrace>()
-        .map(render)
+        .map(frames)
         .unwrap_or_default();
-    let mut failure = match error.downcast::<Stop>() {
-        Ok(Stop::Spoiled(error)) => return Verdict::Spoiled(error),
+    let failure = match error.downcast::<Stop>() {
+        Ok(Stop::Spoiled(error)) => return (Verdict::Spoiled(error), Vec::new()),
         Ok(Stop::Failed(failure)) => failure,
         Err(error) if error.is::<PoolConcurrencyLimitError>() => {
-            return Verdict::Spoiled(StoreError::Unavailable(format!(
+            let error = StoreError::Unavailable(format!(
                 "the pool of instances is exhausted: {}",
                 error.root_cause()
-            )));
+            ));
+            return (Verdict::Spoiled(error), Vec::new());
         }
         Err(error) => failure(&error, output),
     };
-    failure.backtrace = backtrace;
-    Verdict::Failed(failure)
+    (Verdict::Failed(failure), frames)
+}
+
+fn frames(backtrace: &WasmBacktrace) -> Vec<Frame> {
+    let frames = backtrace.frames().iter().map(|frame| Frame {
+        function: match frame.func_name() {
+            Some(name) => name.to_owned(),
+            None => format!("function {}", frame.func_index()),
+        },
+        offset: frame.module_offset().map(|offset| offset as u64),
+    });
+    frames.collect()
 }
 
 fn failure(error: &wasmtime::Error, output: &str) -> Failure {
@@ -85,53 +94,4 @@ fn panic_text(output: &str) -> Option<String> {
     let place = lines.next()?;
     let message = lines.collect::<Vec<_>>().join(" ");
     Some(format!("{place} {message}").trim_end().to_owned())
-}
-
-/// One frame a line, innermost first: `handle at points/src/lib.rs:9:41`. Functions that were inlined into
-/// one another are frames of their own. Frames of the language's own library are left out when there are
-/// others: what led there is in the panic's text.
-fn render(backtrace: &WasmBacktrace) -> String {
-    let (mut own, mut all) = (Vec::new(), Vec::new());
-    for frame in backtrace.frames() {
-        let function = || match frame.func_name() {
-            Some(name) => name.to_owned(),
-            None => format!("function {}", frame.func_index()),
-        };
-        if frame.symbols().is_empty() {
-            all.push(function());
-        }
-        for symbol in frame.symbols() {
-            let name = symbol.name().map_or_else(function, str::to_owned);
-            let Some(file) = symbol.file() else {
-                all.push(name);
-                continue;
-            };
-            let (line, column) = (symbol.line().unwrap_or(0), symbol.column().unwrap_or(0));
-            let text = format!("{name} at {}:{line}:{column}", short_path(file));
-            if !LIBRARIES.iter().any(|library| file.starts_with(library)) {
-                own.push(text.clone());
-            }
-            all.push(text);
-        }
-    }
-    let lines = if own.is_empty() { all } else { own };
-    bounded(folded(&lines).as_bytes(), MAX_TEXT_BYTES)
-}
-
-/// `points/src/lib.rs` for a path of the machine that built the component.
-fn short_path(file: &str) -> &str {
-    let Some(source) = file.rfind("/src/") else {
-        return file;
-    };
-    let package = file[..source].rfind('/').map_or(0, |slash| slash + 1);
-    &file[package..]
-}
-
-/// Lines, with those that repeat written once and counted.
-fn folded(lines: &[String]) -> String {
-    let runs = lines.chunk_by(|a, b| a == b).map(|run| match run {
-        [line] => line.clone(),
-        _ => format!("{} ({} times)", run[0], run.len()),
-    });
-    runs.collect::<Vec<_>>().join("\n")
 }

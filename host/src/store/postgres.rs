@@ -19,7 +19,8 @@ mod upkeep;
 mod waiting;
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sha2::{Digest, Sha256};
@@ -37,6 +38,40 @@ pub struct PostgresStore {
     connect: PgConnectOptions,
     schema: Arc<str>,
     options: SessionOptions,
+    abandoned: Abandoned,
+}
+
+/// Sessions that were given up in the middle of a statement. Their server processes may be at work for hours, and
+/// hold the claims of a batch meanwhile.
+type Abandoned = Arc<Mutex<Vec<Backend>>>;
+
+/// The server's side of a session.
+struct Backend {
+    /// The session's.
+    name: String,
+    pid: i32,
+    /// When it began: numbers of processes are used again.
+    began: String,
+}
+
+/// How long a new session waits for an abandoned one of its name to be gone.
+const ABANDONED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is left of a session that ends.
+struct Remains {
+    backend: Option<Backend>,
+    abandoned: Abandoned,
+}
+
+impl Remains {
+    /// The session was dropped without its connection.
+    fn abandon(&mut self) {
+        let mut abandoned = self
+            .abandoned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        abandoned.extend(self.backend.take());
+    }
 }
 
 /// The number of the advisory lock that hosts migrate under. A random number, the same in every version.
@@ -60,6 +95,7 @@ impl PostgresStore {
             connect,
             schema: schema.into(),
             options,
+            abandoned: Abandoned::default(),
         })
     }
 
@@ -93,6 +129,40 @@ impl PostgresStore {
                 .await;
         }
         Ok(connection)
+    }
+
+    /// The server's side of a fresh session, after those of its name that were given up have ended.
+    async fn take_over(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Backend, sqlx::Error> {
+        let taken: Vec<Backend> = {
+            let mut abandoned = self
+                .abandoned
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            abandoned.extract_if(.., |old| old.name == name).collect()
+        };
+        for old in taken {
+            if !end(connection, &old).await? {
+                tracing::warn!(
+                    pid = old.pid,
+                    "A session of Postgres was given up and has not ended; what it holds stays locked until it does"
+                );
+            }
+        }
+        let own = sqlx::query(
+            "SELECT pid, backend_start::text FROM pg_catalog.pg_stat_activity \
+             WHERE pid = pg_catalog.pg_backend_pid()",
+        )
+        .fetch_one(connection)
+        .await?;
+        Ok(Backend {
+            name: name.to_owned(),
+            pid: own.try_get(0)?,
+            began: own.try_get(1)?,
+        })
     }
 
     /// One round trip that makes a fresh session ours.
@@ -179,6 +249,26 @@ impl PostgresStore {
     }
 }
 
+/// Ends another session of this role, and waits until it is gone. False when it does not go.
+async fn end(connection: &mut PgConnection, backend: &Backend) -> Result<bool, sqlx::Error> {
+    let started = Instant::now();
+    while started.elapsed() < ABANDONED_PATIENCE {
+        let there = sqlx::query(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
+             WHERE pid = $1 AND backend_start::text = $2",
+        )
+        .bind(backend.pid)
+        .bind(&backend.began)
+        .fetch_optional(&mut *connection)
+        .await?;
+        if there.is_none() {
+            return Ok(true);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(false)
+}
+
 /// Whatever keeps a session from being opened is the world's: passwords rotate and servers fail over
 /// while hosts run.
 fn unreachable(error: sqlx::Error) -> StoreError {
@@ -202,11 +292,19 @@ impl Store for PostgresStore {
     }
 
     async fn session(&self, name: &str) -> Result<Box<dyn Session>, StoreError> {
-        let connection = self.connect(name).await?;
+        let mut connection = self.connect(name).await?;
+        let backend = self
+            .take_over(&mut connection, name)
+            .await
+            .map_err(unreachable)?;
         Ok(Box::new(PostgresSession::new(
             connection,
             Arc::clone(&self.schema),
             self.lock_class(),
+            Remains {
+                backend: Some(backend),
+                abandoned: Arc::clone(&self.abandoned),
+            },
         )))
     }
 

@@ -4,7 +4,7 @@
 mod config;
 mod metrics;
 
-pub use config::{Config, Consumer};
+pub use config::{Config, Consumer, guest};
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -156,6 +156,14 @@ impl Host {
             Ok((self.metric(name).await? >= at_least).then_some(()))
         })
         .await
+    }
+
+    /// The most memory that the process has had at one time (Linux).
+    pub fn peak_memory_bytes(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        Ok(kib.context("no VmHWM in the status")?.parse::<u64>()? * 1024)
     }
 
     pub fn is_running(&mut self) -> anyhow::Result<bool> {

@@ -66,6 +66,13 @@ impl Scene {
         Config::new(label, &self.store.url, &self.broker.url).consumer(consumer)
     }
 
+    /// The same through another URL of the store, such as another role's. The schema is there.
+    pub fn config_on(&self, label: &str, store: &str, consumer: Consumer) -> Config {
+        Config::new(label, store, &self.broker.url)
+            .consumer(consumer)
+            .store_line_instead("migrate", "false")
+    }
+
     pub async fn publish(&self, messages: &[Message]) -> anyhow::Result<()> {
         self.broker.publish(IN, messages).await
     }

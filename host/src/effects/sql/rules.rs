@@ -39,6 +39,7 @@ use lru::LruCache;
 use sqlparser::dialect::{MySqlDialect, PostgreSqlDialect, SQLiteDialect};
 use sqlparser::parser::{Parser, ParserError};
 use sqlparser::tokenizer::Token;
+use tokio::sync::{Semaphore, oneshot};
 
 pub use grants::{BadGrant, Grants, Table};
 pub use merge::{Merge, RowPart};
@@ -59,6 +60,9 @@ const MAX_CACHE_BYTES: usize = 8 * 1024 * 1024;
 /// release build and 10 MiB in a debug build, and the caller is a host call on a guest's fiber, which has far less
 /// and whose overflow would end the process.
 const STACK_BYTES: usize = 16 * 1024 * 1024;
+
+/// Texts that are judged at the same time, whatever the guests send.
+static SEATS: Semaphore = Semaphore::const_new(8);
 
 /// How deep `sqlparser` may recurse. A parenthesis costs it two or three levels.
 const PARSER_DEPTH: usize = 120;
@@ -146,7 +150,7 @@ impl Statement {
 #[derive(Debug)]
 pub struct Rules {
     dialect: Dialect,
-    grants: Grants,
+    grants: Arc<Grants>,
     max_statement_bytes: usize,
     allowed: Mutex<Allowed>,
 }
@@ -163,7 +167,7 @@ impl Rules {
     pub fn new(dialect: Dialect, grants: &Grants, cache_entries: usize) -> Self {
         Self {
             dialect,
-            grants: grants.clone(),
+            grants: Arc::new(grants.clone()),
             max_statement_bytes: DEFAULT_MAX_STATEMENT_BYTES,
             allowed: Mutex::new(Allowed {
                 statements: LruCache::unbounded(),
@@ -178,58 +182,100 @@ impl Rules {
         self
     }
 
-    /// Allows the statement or says why not. A text seen before costs a look-up.
+    /// Allows the statement or says why not. A text seen before costs a look-up; judging a new one blocks.
     pub fn check(&self, text: &str) -> Result<Arc<Statement>, Refusal> {
-        if let Some(statement) = self.lock().statements.get(text) {
-            return Ok(Arc::clone(statement));
+        if let Some(statement) = self.known(text) {
+            return Ok(statement);
         }
-        // Two lanes may judge the same new text at the same time: cheaper than holding the lock while parsing.
-        let statement = Arc::new(self.judge_aside(text)?);
+        self.must_fit(text)?;
+        let (dialect, grants) = (self.dialect, &self.grants);
+        let judged = thread::scope(|scope| {
+            judges_desk()
+                .spawn_scoped(scope, || judge(dialect, grants, text))
+                .map(thread::ScopedJoinHandle::join)
+        });
+        match judged {
+            Ok(Ok(verdict)) => self.keep(text, verdict),
+            Ok(Err(_)) => Err(defect()),
+            Err(error) => Err(no_thread(&error)),
+        }
+    }
+
+    /// The same for those who must not be held up: a new text is judged on another thread meanwhile. When the
+    /// future is dropped, the verdict is too.
+    pub async fn admit(&self, text: &str) -> Result<Arc<Statement>, Refusal> {
+        if let Some(statement) = self.known(text) {
+            return Ok(statement);
+        }
+        self.must_fit(text)?;
+        let seat = SEATS.acquire().await;
+        let (answer, verdict) = oneshot::channel();
+        let (dialect, grants, own) = (self.dialect, Arc::clone(&self.grants), text.to_owned());
+        let judging = judges_desk().spawn(move || {
+            // Nobody may be waiting any more, which is no loss.
+            let _ = answer.send(judge(dialect, &grants, &own));
+            drop(seat);
+        });
+        match judging {
+            Ok(_) => self.keep(text, verdict.await.unwrap_or_else(|_| Err(defect()))),
+            Err(error) => Err(no_thread(&error)),
+        }
+    }
+
+    fn known(&self, text: &str) -> Option<Arc<Statement>> {
+        self.lock().statements.get(text).map(Arc::clone)
+    }
+
+    /// Two lanes may judge the same new text at the same time: cheaper than holding the lock while parsing.
+    fn keep(&self, text: &str, verdict: Checked<Statement>) -> Checked<Arc<Statement>> {
+        let statement = Arc::new(verdict?);
         self.lock().keep(text, &statement);
         Ok(statement)
     }
 
-    /// Judges on a stack that is large enough for any statement.
-    fn judge_aside(&self, text: &str) -> Checked<Statement> {
-        if text.len() > self.max_statement_bytes {
-            return Err(Refusal::whole(
-                code::TOO_LARGE,
-                format!(
-                    "the statement has {} bytes, {} are allowed",
-                    text.len(),
-                    self.max_statement_bytes
-                ),
-                "pass long values as parameters, or split the statement",
-            ));
+    fn must_fit(&self, text: &str) -> Checked {
+        if text.len() <= self.max_statement_bytes {
+            return Ok(());
         }
-        thread::scope(|scope| {
-            let judge = thread::Builder::new()
-                .name("sql-rules".to_owned())
-                .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, || judge(self.dialect, &self.grants, text));
-            match judge.map(thread::ScopedJoinHandle::join) {
-                Ok(Ok(verdict)) => verdict,
-                // A panic here is a defect of the parser or of these rules: what cannot be judged does not run.
-                Ok(Err(_)) => Err(Refusal::whole(
-                    code::UNDECIDED,
-                    "the statement could not be judged",
-                    "this is a defect of the host: please report the statement",
-                )),
-                Err(error) => Err(Refusal::whole(
-                    code::UNDECIDED,
-                    format!(
-                        "the statement could not be judged: no thread to judge it on ({error})"
-                    ),
-                    "raise the limit of threads of the host's process; the message can be retried",
-                )),
-            }
-        })
+        Err(Refusal::whole(
+            code::TOO_LARGE,
+            format!(
+                "the statement has {} bytes, {} are allowed",
+                text.len(),
+                self.max_statement_bytes
+            ),
+            "pass long values as parameters, or split the statement",
+        ))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Allowed> {
         // The cache is whole after every step, so a panic elsewhere does not make it wrong.
         self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A thread with a stack that is large enough for any statement.
+fn judges_desk() -> thread::Builder {
+    thread::Builder::new()
+        .name("sql-rules".to_owned())
+        .stack_size(STACK_BYTES)
+}
+
+/// A panic while judging is a defect of the parser or of these rules: what cannot be judged does not run.
+fn defect() -> Refusal {
+    Refusal::whole(
+        code::UNDECIDED,
+        "the statement could not be judged",
+        "this is a defect of the host: please report the statement",
+    )
+}
+
+fn no_thread(error: &std::io::Error) -> Refusal {
+    Refusal::whole(
+        code::UNDECIDED,
+        format!("the statement could not be judged: no thread to judge it on ({error})"),
+        "raise the limit of threads of the host's process; the message can be retried",
+    )
 }
 
 impl Allowed {

@@ -19,7 +19,7 @@ impl Host for Guest {
         statement: String,
         parameters: Vec<Value>,
     ) -> wasmtime::Result<Result<Rows, Error>> {
-        let (statement, parameters) = self.admit(&statement, parameters)?;
+        let (statement, parameters) = self.admit(&statement, parameters).await?;
         let (max_rows, max_bytes) = self.quota.next_result();
         let answer = self
             .in_transaction(async |transaction, _| {
@@ -44,7 +44,7 @@ impl Host for Guest {
         statement: String,
         parameters: Vec<Value>,
     ) -> wasmtime::Result<Result<u64, Error>> {
-        let (statement, parameters) = self.admit(&statement, parameters)?;
+        let (statement, parameters) = self.admit(&statement, parameters).await?;
         let answer = self
             .in_transaction(async |transaction, _| {
                 transaction.execute(&statement.text, &parameters).await
@@ -53,8 +53,8 @@ impl Host for Guest {
         Ok(answer.map_err(error_to_guest))
     }
 
-    fn defer(&mut self, statement: String, parameters: Vec<Value>) -> wasmtime::Result<()> {
-        let (statement, parameters) = self.admit(&statement, parameters)?;
+    async fn defer(&mut self, statement: String, parameters: Vec<Value>) -> wasmtime::Result<()> {
+        let (statement, parameters) = self.admit(&statement, parameters).await?;
         if statement.kind == Kind::Select {
             return Err(
                 refused("a SELECT cannot be deferred: nobody would see its rows".into()).into(),
@@ -70,7 +70,7 @@ impl Host for Guest {
 
 impl Guest {
     /// Lets a statement pass that the rules and the limits allow.
-    fn admit(
+    async fn admit(
         &mut self,
         statement: &str,
         parameters: Vec<Value>,
@@ -79,7 +79,8 @@ impl Guest {
         let parameters: Vec<_> = parameters.into_iter().map(value_from_guest).collect();
         let bytes = parameters.iter().map(Stored::size_bytes).sum();
         self.quota.statement(&self.environment.limits, bytes)?;
-        let statement = self.environment.rules.check(statement).map_err(|refusal| {
+        let judged = self.environment.rules.admit(statement).await;
+        let statement = judged.map_err(|refusal| {
             let text = refusal.to_string();
             refused(if refusal.help.is_empty() {
                 text

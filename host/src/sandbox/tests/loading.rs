@@ -93,10 +93,11 @@ fn a_foreign_import_is_shown_beside_what_there_is() {
         plugin plugins/a.wasm: the component wants what a handler is not granted
           it imports and may not:
             - wasi:http/outgoing-handler@0.2.0 (handle)
-                a handler has no network; publish to a target of the consumer and let another service call out
+                a handler has no network: publish to a service that calls out, with a line in the consumer like `targets = { NAME = { exchange = "", routing-key = "QUEUE" } }`
             - acme:secrets/vault
           it imports and may:
             + wasi:random/random@0.2.3
+          no line of a configuration grants another interface
           there is: hapax:plugin/{context, sql, state, outbox, log}, and of WASI 0.2, without anything behind it: cli, clocks, filesystem, io, random, sockets"#]]
     .assert_eq(&refusal);
 }

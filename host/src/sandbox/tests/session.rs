@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::super::engine::Pulse;
 use crate::store::{
     Claim, ClaimRule, Column, Constraint, ConstraintKind, ConsumerId, ConsumerRow, Entry, Expect,
     Fate, Finished, HostId, OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement,
@@ -20,6 +21,8 @@ pub type Journal = Arc<Mutex<Vec<String>>>;
 pub struct FakeSession {
     pub journal: Journal,
     pub state: BTreeMap<String, (Vec<u8>, u64)>,
+    /// How many epochs each statement takes.
+    pub wait: Option<(Arc<Pulse>, u64)>,
 }
 
 impl FakeSession {
@@ -28,6 +31,12 @@ impl FakeSession {
             .lock()
             .expect("no test panics with it")
             .push(statement.to_owned());
+        if let Some((pulse, epochs)) = &self.wait {
+            let until = pulse.epochs() + epochs;
+            while pulse.epochs() < until {
+                tokio::task::yield_now().await;
+            }
+        }
         if statement.contains("t_slow") {
             std::future::pending::<()>().await;
         }

@@ -43,6 +43,7 @@ on_a_server! {
     a_server_that_is_not_there_is_unavailable
     the_role_cannot_weaken_a_session
     two_schemas_do_not_share_their_hosts
+    what_a_given_up_session_holds_is_free_for_the_next_of_its_name
 }
 
 async fn rows(session: &mut dyn Session, statement: &str, parameters: &[Value]) -> Vec<Vec<Value>> {
@@ -667,4 +668,32 @@ async fn two_schemas_do_not_share_their_hosts(fixture: &Fixture) {
         .unwrap();
     assert_eq!(session.outbox_take(HostId(1), 10).await.unwrap().len(), 1);
     elsewhere.remove().await;
+}
+
+/// The server would find out by itself, when it next looks whether the client is there, or when the statement ends.
+async fn what_a_given_up_session_holds_is_free_for_the_next_of_its_name(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    session
+        .execute("CREATE TABLE t_held (id INTEGER)", &[])
+        .await
+        .unwrap();
+    session.begin().await.unwrap();
+    session
+        .execute("LOCK TABLE t_held IN ACCESS EXCLUSIVE MODE", &[])
+        .await
+        .unwrap();
+    let endless = "SELECT count(*) FROM generate_series(1, 100000) a, generate_series(1, 100000) b";
+    let given_up = tokio::time::timeout(
+        std::time::Duration::from_millis(50),
+        session.query(endless, &[], 1, 100),
+    );
+    assert!(given_up.await.is_err(), "the statement has ended");
+    drop(session);
+
+    let mut next = fixture.session().await;
+    next.begin().await.unwrap();
+    next.execute("LOCK TABLE t_held IN ACCESS EXCLUSIVE MODE NOWAIT", &[])
+        .await
+        .expect("nobody holds it any more");
+    next.rollback().await.unwrap();
 }

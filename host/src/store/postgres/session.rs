@@ -14,6 +14,7 @@ use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
 
+use super::Remains;
 use super::errors::Refusal;
 use super::ledger::Claims;
 use crate::store::{
@@ -44,11 +45,26 @@ pub(super) struct PostgresSession {
     /// Statements with the schema written into them.
     texts: HashMap<&'static str, Arc<str>>,
     pub(super) lock_class: i32,
+    remains: Remains,
+}
+
+impl Drop for PostgresSession {
+    fn drop(&mut self) {
+        if self.connection.is_none() {
+            self.remains.abandon();
+        }
+    }
 }
 
 impl PostgresSession {
-    pub fn new(connection: PgConnection, schema: Arc<str>, lock_class: i32) -> Self {
+    pub(super) fn new(
+        connection: PgConnection,
+        schema: Arc<str>,
+        lock_class: i32,
+        remains: Remains,
+    ) -> Self {
         Self {
+            remains,
             connection: Some(connection),
             lost: "the session was given up in the middle of a statement".to_owned(),
             open: false,

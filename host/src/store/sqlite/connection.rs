@@ -51,8 +51,32 @@ pub(super) struct Slot {
 /// When the running statement is interrupted.
 struct Deadline {
     start: Instant,
-    /// Microseconds after `start`; the maximum is never.
+    /// Microseconds after `start`, or [`NEVER`].
     at: AtomicU64,
+}
+
+const NEVER: u64 = u64::MAX;
+
+/// The limit of a statement that runs. Dropped while somebody waits for the statement, which happens when a
+/// message is out of time, it interrupts it: the connection would be busy with it, and the store with the
+/// connection, for as long as it takes.
+pub(super) struct Limit {
+    deadline: Arc<Deadline>,
+    /// What the deadline becomes.
+    until: u64,
+}
+
+impl Limit {
+    /// The statement has ended.
+    pub fn lift(mut self) {
+        self.until = NEVER;
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        self.deadline.at.store(self.until, Ordering::Relaxed);
+    }
 }
 
 /// How many steps of SQLite's machine pass between two looks at the clock: well below a millisecond.
@@ -68,7 +92,7 @@ impl Shared {
             ended: Arc::new(AtomicBool::new(false)),
             deadline: Arc::new(Deadline {
                 start: Instant::now(),
-                at: AtomicU64::new(u64::MAX),
+                at: AtomicU64::new(NEVER),
             }),
             statement_timeout: options.statement_timeout,
             described: LruCache::new(
@@ -126,7 +150,7 @@ impl Shared {
         let deadline = Arc::clone(&slot.deadline);
         handle.set_progress_handler(STEPS, move || {
             let at = deadline.at.load(Ordering::Relaxed);
-            at == u64::MAX || deadline.start.elapsed().as_micros() < u128::from(at)
+            at == NEVER || deadline.start.elapsed().as_micros() < u128::from(at)
         });
         drop(handle);
         Ok(connection)
@@ -189,18 +213,22 @@ impl Slot {
             .map_err(|error| self.refusal(error).own())
     }
 
-    /// From now until `unlimited`, a statement is interrupted after the statement timeout.
-    pub fn limited(&self) {
+    /// From now until it is lifted, a statement is interrupted after the statement timeout.
+    pub fn limited(&self) -> Limit {
         if !self.statement_timeout.is_zero() {
             let at = (self.deadline.start.elapsed() + self.statement_timeout).as_micros();
             self.deadline
                 .at
                 .store(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
+        Limit {
+            deadline: Arc::clone(&self.deadline),
+            until: 0,
+        }
     }
 
-    pub fn unlimited(&self) {
-        self.deadline.at.store(u64::MAX, Ordering::Relaxed);
+    fn unlimited(&self) {
+        self.deadline.at.store(NEVER, Ordering::Relaxed);
     }
 
     /// Ends the connection; the next session opens another one.
@@ -243,12 +271,13 @@ impl Slot {
     }
 
     pub async fn rollback(&mut self) {
-        self.unlimited();
         self.open = false;
         let Some(connection) = self.connection.as_mut() else {
             return;
         };
+        // It waits behind a statement that nobody waits for any more; that one's limit must stand until then.
         let result = connection.execute("ROLLBACK").await;
+        self.unlimited();
         // Without a transaction SQLite says so; then there is nothing to undo.
         if result.is_err() && !self.ended.load(Ordering::SeqCst) {
             self.connection = None;

@@ -39,7 +39,7 @@ impl Slot {
             rows: Vec::new(),
         };
         let mut bytes = 0;
-        self.limited();
+        let limit = self.limited();
         let connection = self.usable()?;
         let read = async {
             let query = sqlx::query_with(AssertSqlSafe(statement), arguments);
@@ -64,7 +64,7 @@ impl Slot {
             Ok(None)
         };
         let read = read.await;
-        self.unlimited();
+        limit.lift();
         match read {
             Ok(None) => Ok(result),
             Ok(Some(limit)) => Err(StoreError::Limit(limit)),
@@ -79,12 +79,12 @@ impl Slot {
     ) -> Result<u64, StoreError> {
         let described = self.describe(statement).await?;
         let arguments = arguments(&described, parameters)?;
-        self.limited();
+        let limit = self.limited();
         let connection = self.usable()?;
         let result = sqlx::query_with(AssertSqlSafe(statement), arguments)
             .execute(connection)
             .await;
-        self.unlimited();
+        limit.lift();
         result
             .map(|done| done.rows_affected())
             .map_err(|error| self.refusal(error).error)

@@ -92,6 +92,13 @@ impl Config {
         self
     }
 
+    /// Sets a field of `[store]` in place of what it was.
+    pub fn store_line_instead(mut self, field: &str, value: &str) -> Config {
+        let other = |line: &String| !line.starts_with(&format!("{field} ="));
+        self.store_lines.retain(other);
+        self.store_line(&format!("{field} = {value}"))
+    }
+
     /// Writes the file and returns its path.
     pub fn write(&self, dir: &Path) -> anyhow::Result<PathBuf> {
         let file = dir.join(format!("{}.toml", self.label));
@@ -175,7 +182,7 @@ pub fn guest(name: &str) -> anyhow::Result<PathBuf> {
     ensure!(
         component.exists(),
         "{} is missing: run tests/run, or cargo build --profile plugin --target wasm32-wasip2 \
-         -p points -p guest-probe",
+         -p points -p 'guest-*'",
         component.display()
     );
     Ok(component)

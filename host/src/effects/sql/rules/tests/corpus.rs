@@ -2,12 +2,10 @@
 
 use super::*;
 
-/// One statement of the corpus and what is expected of it.
-struct Case {
-    line: usize,
-    text: String,
-    verdict: String,
-}
+#[path = "../../../../../../tests/fixtures/sql/reader.rs"]
+mod reader;
+
+use reader::parse;
 
 #[test]
 fn postgres_statements_are_judged_as_the_corpus_says() {
@@ -73,40 +71,4 @@ fn name(table: &Table) -> String {
     } else {
         name
     }
-}
-
-fn parse(corpus: &str) -> Vec<Case> {
-    let mut verdict = String::new();
-    let mut cases = Vec::new();
-    for (index, line) in corpus.lines().enumerate() {
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        if let Some(heading) = line.strip_prefix('[') {
-            verdict = heading
-                .strip_suffix(']')
-                .expect("a heading ends with ]")
-                .to_owned();
-            continue;
-        }
-        cases.push(Case {
-            line: index + 1,
-            text: unescape(line),
-            verdict: verdict.clone(),
-        });
-    }
-    cases
-}
-
-/// Puts in the characters written as `\u{…}`.
-fn unescape(line: &str) -> String {
-    let mut parts = line.split("\\u{");
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let (digits, rest) = part.split_once('}').expect("an escape ends with }");
-        let code = u32::from_str_radix(digits, 16).expect("an escape is hexadecimal");
-        text.push(char::from_u32(code).expect("an escape is a character"));
-        text.push_str(rest);
-    }
-    text
 }

@@ -1,0 +1,23 @@
+//! Sends a statement of a mebibyte.
+
+use hapax_guest::prelude::*;
+use serde::{Deserialize, Serialize};
+
+#[derive(Deserialize, Serialize)]
+pub struct Order {
+    order_id: String,
+    #[serde(default)]
+    sin: bool,
+}
+
+#[hapax_guest::handler]
+pub fn handle(order: Json<Order>) -> Result<Outcome, Failure> {
+    let insert = "INSERT INTO t_effects (order_id, step) VALUES ($1, 0)";
+    sql::execute(insert, params![order.order_id])?;
+    outbox::to("out").json(&*order)?;
+    if order.sin {
+        let statement = format!("SELECT '{}'", "x".repeat(1 << 20));
+        sql::query(&statement, params![])?;
+    }
+    Ok(Outcome::Done)
+}

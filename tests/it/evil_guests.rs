@@ -1,0 +1,176 @@
+//! Handlers that are out to break their host: one component for each sin, in a batch between good neighbours.
+//!
+//! On PostgreSQL the messages come from RabbitMQ, on SQLite from the embedded broker, so that every kind of host
+//! meets every guest. Whatever the guest does: its message ends with a code of its own and leaves nothing behind,
+//! its neighbours commit, and the host goes on in bounded memory.
+
+mod component;
+mod ground;
+mod refused;
+
+use std::io::ErrorKind;
+use std::net::TcpListener;
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use crate::Checked;
+use crate::support::place::Place;
+use crate::support::scene::Scene;
+
+use ground::{Aftermath, Ground};
+pub use refused::wasi_http;
+
+/// Runs a guest whose one sin is switched on with `true`.
+async fn run(place: &Place, scene: Scene, guest: &str, code: &str) -> anyhow::Result<Aftermath> {
+    let ground = Ground::new(place, scene, guest)?;
+    ground.run(&[json!(true)], code).await
+}
+
+/// Runs a guest with a list of statements, each of which is to be refused, and insists that there are `count`.
+async fn run_statements(place: &Place, scene: Scene, guest: &str, count: usize) -> Checked {
+    let ground = Ground::new(place, scene, guest)?;
+    let sins: Vec<Value> = (0..count).map(|number| json!(number)).collect();
+    let aftermath = ground.run(&sins, "sql-refused").await?;
+    ensure!(
+        aftermath.after_the_last == "there are no more of them",
+        "the guest knows more than {count} statements"
+    );
+    Ok(())
+}
+
+macro_rules! sins {
+    ($($guest:ident: $code:literal;)*) => {
+        $(pub async fn $guest(place: &Place, scene: Scene) -> Checked {
+            run(place, scene, stringify!($guest), $code).await.map(drop)
+        })*
+    };
+}
+
+sins! {
+    spin: "cpu-limit";
+    spin_in_host_calls: "cpu-limit";
+    memory_bomb: "memory-limit";
+    recursion: "trap";
+    outbox_flood: "outbox-limit";
+    ten_thousand_statements: "sql-limit";
+    huge_row_set: "sql-limit";
+    huge_statement: "sql-refused";
+}
+
+macro_rules! statements {
+    ($($guest:ident: $count:literal;)*) => {
+        $(pub async fn $guest(place: &Place, scene: Scene) -> Checked {
+            run_statements(place, scene, stringify!($guest), $count).await
+        })*
+    };
+}
+
+statements! {
+    commit: 55;
+    ddl: 21;
+    set_role: 16;
+    copy_program: 18;
+    dblink: 10;
+    advisory_lock: 13;
+    pg_sleep: 11;
+    write_ledger: 19;
+    read_other_consumer: 22;
+    attach: 20;
+}
+
+pub async fn table_bomb(place: &Place, scene: Scene) -> Checked {
+    let ground = Ground::new(place, scene, "table_bomb")?.silent();
+    ground.run(&[json!(true)], "memory-limit").await.map(drop)
+}
+
+/// What was written is kept up to a bound, and cannot hurt a table or a terminal.
+pub async fn stderr_flood(place: &Place, scene: Scene) -> Checked {
+    const KEPT_BYTES: usize = 64 * 1024;
+    let ground = Ground::new(place, scene, "stderr_flood")?;
+    // It is the flood that this is about, not how fast a host without optimisation takes it.
+    let ground = ground.limits(r#"{ cpu = "4s" }"#);
+    let aftermath = ground.run(&[json!(true)], "trap").await?;
+    let [parked] = aftermath.parked.as_slice() else {
+        anyhow::bail!("not one parked message: {:?}", aftermath.parked);
+    };
+    // A byte that is no text becomes a character of three.
+    ensure!(
+        parked.stderr.len() <= 3 * KEPT_BYTES,
+        "{} bytes",
+        parked.stderr.len()
+    );
+    ensure!(parked.stderr.ends_with("more bytes dropped]"));
+    ensure!(!parked.stderr.contains('\0'));
+    ensure!(
+        aftermath.log_bytes < 2_000_000,
+        "the host has logged {} bytes",
+        aftermath.log_bytes
+    );
+    Ok(())
+}
+
+/// Somebody listens where the guest calls, so that a call that got through would be seen.
+pub async fn open_socket(place: &Place, scene: Scene) -> Checked {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let udp = std::net::UdpSocket::bind(listener.local_addr()?)?;
+    udp.set_nonblocking(true)?;
+    let port = listener.local_addr()?.port();
+    let ground = Ground::new(place, scene, "open_socket")?;
+    let aftermath = ground.run(&[json!(port)], "rejected").await?;
+    let told = aftermath.only_error()?;
+    ensure!(
+        told.matches("Err(").count() == 4 && !told.contains("Ok("),
+        "{told}"
+    );
+    let heard = listener.accept().map(drop);
+    ensure!(heard.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+    let heard = udp.recv(&mut [0; 8]);
+    ensure!(heard.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+    Ok(())
+}
+
+pub async fn open_file(place: &Place, scene: Scene) -> Checked {
+    let bait = place.dir.join("bait");
+    std::fs::write(&bait, "a secret")?;
+    let path = bait.to_str().context("the path is not UTF-8")?;
+    let ground = Ground::new(place, scene, "open_file")?;
+    let aftermath = ground.run(&[json!(path)], "rejected").await?;
+    let told = aftermath.only_error()?;
+    ensure!(
+        told.matches("Err(").count() == 3 && !told.contains("Ok("),
+        "{told}"
+    );
+    ensure!(
+        told.ends_with(" 0"),
+        "it knows variables or arguments: {told}"
+    );
+    ensure!(!place.dir.join("bait.sin").exists());
+    Ok(())
+}
+
+/// The clock stands still, and what is drawn is equal in every attempt.
+pub async fn probe_clock_and_random(place: &Place, scene: Scene) -> Checked {
+    let ground = Ground::new(place, scene, "probe_clock_and_random")?;
+    let ground = ground.limits(r#"{ cpu = "4s" }"#);
+    let aftermath = ground.run(&[json!(true)], "trap").await?;
+    let drawn: Vec<&str> = aftermath
+        .log
+        .split("lots (")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'))
+        .map(|(lots, _)| lots)
+        .collect();
+    ensure!(drawn.len() == 2, "{drawn:?} were drawn in two attempts");
+    ensure!(drawn[0] == drawn[1], "{drawn:?}");
+    Ok(())
+}
+
+/// Each message, the neighbours and the second attempt too, finds the memory as it was at the beginning.
+pub async fn call_again_after_trap(place: &Place, scene: Scene) -> Checked {
+    let aftermath = run(place, scene, "call_again_after_trap", "trap").await?;
+    let told = aftermath.only_error()?;
+    ensure!(told.ends_with("run 1 of this instance"), "{told}");
+    Ok(())
+}
