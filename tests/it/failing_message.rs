@@ -156,6 +156,43 @@ pub async fn commits_later_from_the_table(place: &Place, scene: Scene) -> Checke
         .await
 }
 
+/// The copy tells why, and whoever moves it back into the queue finds that its key is known.
+pub async fn is_copied_where_its_consumer_says(place: &Place, scene: Scene) -> Checked {
+    let mut bad = message("k", &[insert("k", 0), json!({"reject": "never"})]);
+    bad.properties = bad
+        .properties
+        .with_message_id("original".into())
+        .with_expiration("3600000".into());
+    let consumer = scene
+        .probe()?
+        .set("park", r#"{ exchange = "", routing-key = "out" }"#);
+    let host = Host::start(place, &scene.config("host", consumer)).await?;
+    scene.publish(std::slice::from_ref(&bad)).await?;
+    let copies = scene.broker.receive("out", 1).await?;
+    let copy = &copies[0];
+    assert_eq!(copy.body, bad.body);
+    assert_eq!(copy.message_id()?, "original");
+    assert_eq!(copy.properties.expiration(), &None);
+    let headers = copy.properties.headers().clone().unwrap_or_default();
+    let code = headers.inner().get("x-hapax-code");
+    assert_eq!(
+        code,
+        Some(&lapin::types::AMQPValue::LongString("rejected".into()))
+    );
+    assert_eq!(scene.store.waiting_keys().await?, ["k parked rejected"]);
+
+    let moved = Message {
+        body: copy.body.clone(),
+        properties: copy.properties.clone(),
+    };
+    scene.publish(&[moved]).await?;
+    host.until_metric("hapax_duplicates_total", 1).await?;
+    scene.finish(host).await?;
+    assert_eq!(scene.store.waiting_keys().await?, ["k parked rejected"]);
+    assert_eq!(scene.effects().await?, [""; 0]);
+    Ok(())
+}
+
 /// A good message; some write now, some later, so that a failing neighbour meets both.
 fn effective(order: &str, index: usize) -> Message {
     let write = if index.is_multiple_of(3) {

@@ -150,7 +150,8 @@ fn main() -> ExitCode {
         failing_message {
             each store:
                 takes_only_itself_out_of_its_batch,
-                commits_later_from_the_table;
+                commits_later_from_the_table,
+                is_copied_where_its_consumer_says;
         }
         reused_key {
             each store:
