@@ -59,7 +59,9 @@ async fn test(dir: &Path, more: &[&str]) -> anyhow::Result<Ended> {
     host::command(Path::new("."), &[&["test", dir], more].concat()).await
 }
 
-pub async fn a_new_rust_project_builds_and_passes_its_tests(place: &Place) -> Checked {
+pub async fn a_new_rust_project_is_tested_built_and_swapped_while_it_runs(
+    place: &Place,
+) -> Checked {
     good(host::command(&place.dir, &["new", "shop-points", "--lang", "rust"]).await?)?;
     let dir = place.dir.join("shop-points");
     let again = host::command(&place.dir, &["new", "shop-points"]).await?;
@@ -99,6 +101,8 @@ pub async fn a_new_rust_project_builds_and_passes_its_tests(place: &Place) -> Ch
     ensure!(first["fuel"].as_u64() > Some(1_000), "{first}");
     ensure!(first["kills"].as_u64() > Some(3), "{first}");
 
+    dev_builds_swaps_and_tells_what_messages_do(place, &dir).await?;
+
     // A mistake is told with the line of its author.
     let source = dir.join("src/lib.rs");
     let text = std::fs::read_to_string(&source)?;
@@ -113,6 +117,37 @@ pub async fn a_new_rust_project_builds_and_passes_its_tests(place: &Place) -> Ch
     assert_eq!(broken.code, Some(1), "{broken:?}");
     ensure!(broken.stderr.contains("src/lib.rs:2"), "{broken:?}");
     Ok(())
+}
+
+async fn dev_builds_swaps_and_tells_what_messages_do(place: &Place, dir: &Path) -> Checked {
+    let dev = host::Dev::start(place, dir).await?;
+    dev.until_says("waits for messages in the queue orders.paid")
+        .await?;
+    let publish = |order: &str| {
+        let line = json!({"body": {"order_id": order, "user_id": "ada", "amount_cents": 500}});
+        std::fs::write(dir.join("one.jsonl"), line.to_string())
+    };
+    publish("o-1")?;
+    good(
+        dev.cli(&["publish", "--queue", "orders.paid", "--file", "one.jsonl"])
+            .await?,
+    )?;
+    dev.until_says("`o-1` committed").await?;
+    dev.until_says("[\"o-1\", \"ada\", 5]").await?;
+
+    let source = dir.join("src/lib.rs");
+    let text = std::fs::read_to_string(&source)?;
+    std::fs::write(&source, text.replace("/ 100", "/ 100 !!"))?;
+    dev.until_says("the version before goes on").await?;
+    std::fs::write(&source, text.replace("/ 100", "/ 50"))?;
+    dev.until_says("Plugin swapped").await?;
+    publish("o-2")?;
+    good(
+        dev.cli(&["publish", "--queue", "orders.paid", "--file", "one.jsonl"])
+            .await?,
+    )?;
+    dev.until_says("[\"o-2\", \"ada\", 10]").await?;
+    dev.stop().await
 }
 
 pub async fn what_messages_do_is_recorded_and_compared(place: &Place) -> Checked {
@@ -369,38 +404,4 @@ pub async fn a_missing_toolchain_is_named(place: &Place) -> Checked {
     let nowhere = host::command(&place.dir, &["build", "."]).await?;
     assert_eq!(nowhere.code, Some(64), "{nowhere:?}");
     Ok(())
-}
-
-pub async fn dev_builds_swaps_and_tells_what_messages_do(place: &Place) -> Checked {
-    good(host::command(&place.dir, &["new", "shop-points"]).await?)?;
-    let dir = place.dir.join("shop-points");
-    std::fs::copy(root().join("Cargo.lock"), dir.join("Cargo.lock"))?;
-    let dev = host::Dev::start(place, &dir).await?;
-    dev.until_says("waits for messages in the queue orders.paid")
-        .await?;
-    let publish = |order: &str| {
-        let line = json!({"body": {"order_id": order, "user_id": "ada", "amount_cents": 500}});
-        std::fs::write(dir.join("one.jsonl"), line.to_string())
-    };
-    publish("o-1")?;
-    good(
-        dev.cli(&["publish", "--queue", "orders.paid", "--file", "one.jsonl"])
-            .await?,
-    )?;
-    dev.until_says("o-1 committed").await?;
-    dev.until_says("[\"o-1\", \"ada\", 5]").await?;
-
-    let source = dir.join("src/lib.rs");
-    let text = std::fs::read_to_string(&source)?;
-    std::fs::write(&source, text.replace("/ 100", "/ 100 !!"))?;
-    dev.until_says("the version before goes on").await?;
-    std::fs::write(&source, text.replace("/ 100", "/ 50"))?;
-    dev.until_says("Plugin swapped").await?;
-    publish("o-2")?;
-    good(
-        dev.cli(&["publish", "--queue", "orders.paid", "--file", "one.jsonl"])
-            .await?,
-    )?;
-    dev.until_says("[\"o-2\", \"ada\", 10]").await?;
-    dev.stop().await
 }

@@ -313,13 +313,12 @@ fn main() -> ExitCode {
         }
         author {
             once:
-                a_new_rust_project_builds_and_passes_its_tests,
+                a_new_rust_project_is_tested_built_and_swapped_while_it_runs,
                 what_messages_do_is_recorded_and_compared,
                 a_message_that_fails_is_a_failed_test_unless_it_should,
                 a_handler_that_does_something_else_each_time_is_found,
                 a_test_on_a_database_leaves_nothing_there,
-                a_missing_toolchain_is_named,
-                dev_builds_swaps_and_tells_what_messages_do;
+                a_missing_toolchain_is_named;
             needs toolchain::python: the_points_handler_in_python_credits_each_order_once;
             needs toolchain::javascript: the_points_handler_in_javascript_credits_each_order_once;
             needs toolchain::interpreters: the_handlers_in_other_languages_pass_their_own_tests;

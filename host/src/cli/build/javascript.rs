@@ -105,12 +105,21 @@ fn copy_modules(from: &Path, to: &Path) -> io::Result<()> {
             if !hidden && !NOT_SOURCES.iter().any(|other| name == *other) {
                 copy_modules(&path, &to.join(name))?;
             }
-        } else if path
-            .extension()
-            .is_some_and(|ending| ["js", "mjs", "json"].iter().any(|one| ending == *one))
-        {
+        } else if is_module(&path) {
             fs::copy(&path, to.join(name))?;
         }
     }
     Ok(())
+}
+
+/// Tests are left where they are: node would find and run their copies.
+fn is_module(path: &Path) -> bool {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let ending = [".js", ".mjs", ".json"]
+        .iter()
+        .any(|one| name.ends_with(one));
+    ending && !name.contains(".test.")
 }
