@@ -75,6 +75,7 @@ impl Stage {
             concurrent_instances: 4 * WORKERS,
             max_memory: limits.memory,
             max_table_elements: limits.table_elements,
+            metered: false,
         })
         .expect("the engine starts");
         let none: [&str; 0] = [];
@@ -102,7 +103,7 @@ impl Stage {
             idempotency: Idempotency::On,
             seeds: Seeds::new(b"a secret", "bench"),
             dialect: Dialect::Sqlite,
-            generation: 0,
+            generation: 0.into(),
         };
         Self {
             sandbox,
