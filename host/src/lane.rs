@@ -9,8 +9,9 @@ mod inbox;
 mod work;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ack::AckQueue;
@@ -125,6 +126,7 @@ impl Lane {
         };
         // A full outbox is back-pressure: nothing is run whose messages could not leave.
         tokio::select! {
+            biased;
             () = self.stop.cancelled() => return Err(Ended::Stopped),
             () = self.relay.room() => {}
         }
@@ -562,6 +564,7 @@ impl Lane {
             );
         }
         tokio::select! {
+            biased;
             () = self.stop.cancelled() => Err(Stopped),
             () = tokio::time::sleep(trouble.pause()) => Ok(()),
         }

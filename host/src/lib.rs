@@ -41,6 +41,10 @@ pub mod metrics;
 pub mod operations;
 pub mod telemetry;
 
+// Thousands of days of it, on a stopped clock.
+#[cfg(test)]
+mod simulation;
+
 // What people type and see.
 pub mod cli;
 pub mod output;

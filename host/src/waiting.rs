@@ -170,6 +170,7 @@ pub async fn run(consumer: Arc<Consumer>, lanes: Lanes, stop: CancellationToken)
     let mut trouble = Backoff::for_servers();
     loop {
         let looked = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             looked = look(&consumer, &lanes, &running, &mut session) => looked,
         };
@@ -187,6 +188,7 @@ pub async fn run(consumer: Arc<Consumer>, lanes: Lanes, stop: CancellationToken)
             }
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }

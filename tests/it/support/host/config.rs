@@ -20,6 +20,7 @@ pub struct Config {
     admin: SocketAddr,
     /// Lines as they stand in their section.
     store_lines: Vec<String>,
+    broker_lines: Vec<String>,
     consumers: Vec<Consumer>,
 }
 
@@ -40,6 +41,7 @@ impl Config {
             broker: broker_url.to_owned(),
             admin: address(),
             store_lines: vec!["migrate = true".to_owned()],
+            broker_lines: Vec::new(),
             consumers: Vec::new(),
         }
     }
@@ -61,6 +63,12 @@ impl Config {
         self
     }
 
+    /// Adds a line to `[broker]`.
+    pub fn broker_line(mut self, line: &str) -> Config {
+        self.broker_lines.push(line.to_owned());
+        self
+    }
+
     /// Writes the file and returns its path.
     pub fn write(&self, dir: &Path) -> anyhow::Result<PathBuf> {
         let file = dir.join(format!("{}.toml", self.label));
@@ -75,6 +83,9 @@ impl Config {
             writeln!(text, "{line}")?;
         }
         writeln!(text, "[broker]\nurl = \"{}\"", self.broker)?;
+        for line in &self.broker_lines {
+            writeln!(text, "{line}")?;
+        }
         writeln!(text, "[health]\nlisten = \"{}\"", self.health)?;
         writeln!(text, "[admin]\nlisten = \"{}\"", self.admin)?;
         for consumer in &self.consumers {
