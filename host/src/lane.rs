@@ -12,8 +12,9 @@ mod report;
 mod work;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ack::AckQueue;
@@ -145,6 +146,7 @@ impl Lane {
         };
         // A full outbox is back-pressure: nothing is run whose messages could not leave.
         tokio::select! {
+            biased;
             () = self.stop.cancelled() => return Err(Ended::Stopped),
             () = self.relay.room() => {}
         }
@@ -475,6 +477,7 @@ impl Lane {
         let pulse = self.consumer.pulse(self.number);
         pulse.rest();
         tokio::select! {
+            biased;
             () = self.stop.cancelled() => Err(Stopped),
             () = tokio::time::sleep(trouble.pause()) => {
                 pulse.beat();

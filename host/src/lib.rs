@@ -43,6 +43,10 @@ pub mod plugins;
 pub mod service;
 pub mod telemetry;
 
+// Thousands of days of it, on a stopped clock.
+#[cfg(test)]
+mod simulation;
+
 // What people type and see.
 pub mod cli;
 pub mod output;

@@ -201,6 +201,28 @@ impl PluginFile {
         Ok(open().await?)
     }
 
+    /// A version that comes from no file and never changes.
+    #[cfg(test)]
+    pub(crate) fn fixed(sandbox: &Arc<Sandbox>, plugin: Plugin) -> Arc<Self> {
+        let plugin = Arc::new(plugin);
+        Arc::new(Self {
+            records: Mutex::new(Records {
+                loaded_at: now_micros(),
+                versions: vec![*plugin.digest()],
+                alive: vec![Arc::downgrade(&plugin)],
+                refused: None,
+                seen: None,
+            }),
+            path: PathBuf::new(),
+            users: Vec::new(),
+            sandbox: Arc::clone(sandbox),
+            cache: None,
+            metrics: Metrics::new(),
+            current: RwLock::new(plugin),
+            turn: tokio::sync::Mutex::new(()),
+        })
+    }
+
     /// The version that new batches run on.
     pub fn current(&self) -> Arc<Plugin> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))

@@ -13,10 +13,11 @@ mod queue;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{self, Backoff};
@@ -207,6 +208,7 @@ impl Relay {
                 self.send_block().await;
             };
             tokio::select! {
+                biased;
                 () = step => {}
                 () = give_up.cancelled() => break,
             }
@@ -225,7 +227,9 @@ impl Relay {
             None
         } else {
             tokio::select! {
-                command = self.commands.recv() => command,
+                biased;
+                // Without lanes there is nobody to wait for: the branch is closed then, and not always ready.
+                Some(command) = self.commands.recv() => Some(command),
                 () = tokio::time::sleep(wait) => None,
                 () = drain.cancelled(), if !drain.is_cancelled() => None,
             }
@@ -260,7 +264,11 @@ impl Relay {
             return Duration::ZERO;
         }
         if self.sent.is_empty() && self.recover.is_empty() && self.queue.is_empty() {
-            return self.next_poll.saturating_duration_since(Instant::now());
+            // A store that is away is not asked before its time, however long a look is due.
+            let next = self
+                .store_retry
+                .map_or(self.next_poll, |at| at.max(self.next_poll));
+            return next.saturating_duration_since(Instant::now());
         }
         match self.store_retry {
             Some(at) => at

@@ -174,6 +174,7 @@ pub async fn run(consumer: Arc<Consumer>, lanes: Lanes, stop: CancellationToken)
     let mut trouble = Backoff::for_servers();
     loop {
         let looked = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             looked = look(&consumer, &lanes, &running, &mut session) => looked,
         };
@@ -191,6 +192,7 @@ pub async fn run(consumer: Arc<Consumer>, lanes: Lanes, stop: CancellationToken)
             }
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = consumer.line_moved.notified() => {}
             () = tokio::time::sleep(pause) => {}

@@ -90,6 +90,7 @@ pub async fn random_kills_lose_and_double_nothing(place: &Place) -> Checked {
     while started.elapsed() < duration || !kills.are_of_every_kind() {
         let pause = BETWEEN_KILLS.mul_f64(random.f64() * 2.0);
         tokio::time::sleep(pause).await;
+        supervise(&mut hosts, place, &configs)?;
         match random.u32(0..100) {
             // What a short run must not leave out comes first.
             _ if kills.database == 0 && kills.hosts > 0 => {
@@ -114,14 +115,14 @@ pub async fn random_kills_lose_and_double_nothing(place: &Place) -> Checked {
             }
             _ => {
                 let turn = random.usize(0..hosts.len());
-                let next = Host::launch_after(hosts.remove(turn), place, &configs)?;
-                hosts.push(next);
+                hosts[turn].relaunch(place, &configs)?;
                 kills.hosts += 1;
             }
         }
     }
     enough.store(true, Ordering::Release);
     let published = producer.finish().await?;
+    supervise(&mut hosts, place, &configs)?;
     for host in &mut hosts {
         host.until_ready().await?;
     }
@@ -173,6 +174,17 @@ pub async fn random_kills_lose_and_double_nothing(place: &Place) -> Checked {
             && report.doubled_events == 0,
         "{report}"
     );
+    Ok(())
+}
+
+/// Starts a host again that has ended by itself: one that starts while a server is away says so and leaves,
+/// and whatever runs it tries again.
+fn supervise(hosts: &mut [Host], place: &Place, configs: &[Config]) -> Checked {
+    for host in hosts {
+        if !host.is_running()? {
+            host.relaunch(place, configs)?;
+        }
+    }
     Ok(())
 }
 

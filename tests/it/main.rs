@@ -5,6 +5,7 @@
 
 mod ack_before_commit;
 mod author;
+mod bad_lines;
 mod bad_messages;
 mod bad_start;
 mod bench;
@@ -135,6 +136,13 @@ fn main() -> ExitCode {
                 the_database_is_restarted_and_then_killed,
                 the_line_to_the_broker_is_cut_again_and_again,
                 the_line_to_the_database_falls_silent_and_is_refused;
+        }
+        bad_lines {
+            once:
+                slow_ones_only_take_longer,
+                that_are_reset_again_and_again_lose_and_double_nothing,
+                that_go_dead_without_a_word_are_given_up,
+                that_are_reset_in_the_answer_of_a_commit_leave_no_doubt;
         }
         commit_in_doubt {
             once:

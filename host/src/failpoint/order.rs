@@ -94,8 +94,10 @@ impl Action {
         };
         kill_process(getpid(), signal).expect("a process may signal itself");
         // The signal may reach another thread first: nothing may happen after a kill.
-        while self == Self::Kill {
-            std::thread::park();
+        if self == Self::Kill {
+            loop {
+                std::thread::park();
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! Of each ordering key only the oldest row in memory is a candidate, and only after the table has said
 //! that no older one exists on any host.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use crate::store::OutboxRecord;
@@ -13,7 +13,7 @@ use crate::store::OutboxRecord;
 pub struct Queue {
     ready: VecDeque<OutboxRecord>,
     /// Rows with an ordering key, oldest first. The first one of a key may be on its way.
-    ordered: HashMap<String, VecDeque<OutboxRecord>>,
+    ordered: BTreeMap<String, VecDeque<OutboxRecord>>,
     /// Ordering keys whose first row is in `ready` or on its way.
     moving: HashSet<String>,
     /// Every row that is here or on its way.

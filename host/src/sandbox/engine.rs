@@ -117,6 +117,12 @@ impl Sandbox {
         &self.clock.pulse
     }
 
+    /// Guests are not interrupted any more: what comes in real time has no place in a simulation.
+    #[cfg(test)]
+    pub(crate) fn stop_clock(&self) {
+        self.clock.pulse.stopped.store(true, Ordering::SeqCst);
+    }
+
     /// Waits until one more instance may be.
     pub(super) async fn slot(&self) -> Slot<'_> {
         let permit = self

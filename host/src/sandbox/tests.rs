@@ -1,6 +1,6 @@
 //! Messages run in small components that misbehave in one way each.
 
-mod component;
+pub(crate) mod component;
 mod executor;
 mod loading;
 mod running;

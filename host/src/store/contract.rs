@@ -92,6 +92,15 @@ impl Fixture {
         })
     }
 
+    fn memory() -> Self {
+        Self {
+            store: Arc::new(crate::simulation::calm_store(OPTIONS.lock_timeout)),
+            name: unique(),
+            directory: None,
+            postgres_url: None,
+        }
+    }
+
     async fn remove(self) {
         if self.postgres_url.is_some() {
             let mut session = self.session().await;
@@ -182,6 +191,20 @@ macro_rules! in_every_dialect {
     };
 }
 use in_every_dialect;
+
+/// Declares those tests of a file that hold for the simulation's database too. It knows no SQL, no sweep and
+/// no operators.
+macro_rules! in_memory {
+    ($($name:ident)*) => {
+        mod in_memory {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(&crate::store::contract::Fixture::memory()).await;
+            })*
+        }
+    };
+}
+use in_memory;
 
 fn rule(consumer: ConsumerId) -> ClaimRule<'static> {
     ClaimRule {

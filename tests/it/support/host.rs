@@ -104,12 +104,20 @@ impl Host {
         })
     }
 
-    /// Kills this host and launches the one of `configs` that it was.
-    pub fn launch_after(self, place: &Place, configs: &[Config]) -> anyhow::Result<Host> {
+    /// Kills this host, if it still runs, and launches the one of `configs` that it was.
+    pub fn relaunch(&mut self, place: &Place, configs: &[Config]) -> Result<(), anyhow::Error> {
         let config = configs.iter().find(|config| config.health == self.health);
         let config = config.context("the host is of none of these configurations")?;
-        self.sigkill()?;
-        Host::launch(place, config)
+        let _ = self.child.kill();
+        self.child.wait()?;
+        *self = Host::launch(place, config)?;
+        Ok(())
+    }
+
+    /// Kills this host and launches the one of `configs` that it was.
+    pub fn launch_after(mut self, place: &Place, configs: &[Config]) -> anyhow::Result<Host> {
+        self.relaunch(place, configs)?;
+        Ok(self)
     }
 
     /// Waits until `/readyz` answers 200.

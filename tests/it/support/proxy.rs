@@ -1,15 +1,16 @@
 //! A network that can be broken: a TCP proxy between the host and a server.
 //!
-//! It can cut what is connected, refuse what connects, fall silent without closing anything,
-//! slow down, and interfere with a PostgreSQL COMMIT: hold it back, cut the line before the
-//! server has seen it, or cut the line when the server's answer comes back, so that the client
-//! cannot know whether it committed.
+//! It can cut what is connected, reset it (the other end sees an error and not an end), refuse what
+//! connects, fall silent without closing anything, slow down, and interfere with a PostgreSQL COMMIT:
+//! hold it back, cut the line before the server has seen it, or when the server's answer comes back, so
+//! that the client cannot know whether it committed, or reset it in the middle of that answer.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -33,8 +34,12 @@ pub struct Proxy {
 struct Rules {
     /// Connections of older epochs are cut.
     epoch: u64,
+    /// They are reset, rather than closed.
+    reset: bool,
     refuse: bool,
     silent: bool,
+    /// Every piece is held up for so long, in both directions.
+    delay: Duration,
     commits: Commits,
 }
 
@@ -49,6 +54,8 @@ pub enum Commits {
     CutBefore { times: usize },
     /// The server has committed; the connection is cut before its answer gets through.
     CutAfter { times: usize },
+    /// The server has committed; half of its answer gets through, and then the connection is reset.
+    ResetInAnswer { times: usize },
 }
 
 /// What the rules have done so far.
@@ -57,6 +64,14 @@ pub struct Tally {
     pub held: usize,
     pub cut_before: usize,
     pub cut_after: usize,
+    pub reset_in_answer: usize,
+}
+
+/// How a line ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Closed,
+    Reset,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -87,7 +102,23 @@ impl Proxy {
 
     /// Cuts every connection there is. New ones work.
     pub fn cut(&self) {
-        self.rules.send_modify(|rules| rules.epoch += 1);
+        self.rules.send_modify(|rules| {
+            rules.epoch += 1;
+            rules.reset = false;
+        });
+    }
+
+    /// Resets every connection there is. New ones work.
+    pub fn reset(&self) {
+        self.rules.send_modify(|rules| {
+            rules.epoch += 1;
+            rules.reset = true;
+        });
+    }
+
+    /// Holds up everything, in both directions.
+    pub fn delay(&self, delay: Duration) {
+        self.rules.send_modify(|rules| rules.delay = delay);
     }
 
     /// Closes every new connection at once, and cuts those there are.
@@ -151,6 +182,14 @@ async fn accept(
     }
 }
 
+/// What becomes of a COMMIT that passes.
+enum Verdict {
+    Pass,
+    Cut,
+    /// A part of it, and then a reset.
+    Break,
+}
+
 /// One connection.
 #[derive(Clone)]
 struct Line {
@@ -161,39 +200,41 @@ struct Line {
 
 /// Carries one connection until an end closes it or the rules cut it.
 async fn connect(
-    client: TcpStream,
+    mut client: TcpStream,
     server: SocketAddr,
-    mut follow: watch::Receiver<Rules>,
+    follow: watch::Receiver<Rules>,
     line: Line,
 ) {
     // A server that is away looks to the client like a connection that is closed at once.
-    let Ok(server) = TcpStream::connect(server).await else {
+    let Ok(mut server) = TcpStream::connect(server).await else {
         return;
     };
     // Small writes must not wait for each other: the proxy stands in for a plain wire.
     if client.set_nodelay(true).is_err() || server.set_nodelay(true).is_err() {
         return;
     }
-    let (client_reads, client_writes) = client.into_split();
-    let (server_reads, server_writes) = server.into_split();
-    let up = line.carry(
-        Direction::ToServer,
-        client_reads,
-        server_writes,
-        follow.clone(),
-    );
-    let down = line.carry(
-        Direction::ToClient,
-        server_reads,
-        client_writes,
-        follow.clone(),
-    );
-    let epoch = line.epoch;
-    // Whichever ends first drops the rest, and both sockets with it.
-    tokio::select! {
-        () = up => {}
-        () = down => {}
-        _ = follow.wait_for(|rules| rules.epoch != epoch) => {}
+    let end = {
+        let (client_reads, client_writes) = client.split();
+        let (server_reads, server_writes) = server.split();
+        let rules = || follow.clone();
+        let up = line.carry(Direction::ToServer, client_reads, server_writes, rules());
+        let down = line.carry(Direction::ToClient, server_reads, client_writes, rules());
+        let mut cut = follow.clone();
+        let epoch = line.epoch;
+        // Whichever ends first drops the rest, and both sockets with it.
+        tokio::select! {
+            end = up => end,
+            end = down => end,
+            rules = cut.wait_for(|rules| rules.epoch != epoch) => match rules {
+                Ok(rules) if rules.reset => End::Reset,
+                _ => End::Closed,
+            },
+        }
+    };
+    if end == End::Reset {
+        // Without the patience to deliver what is left, the system sends a reset when it closes.
+        let _ = client.set_zero_linger();
+        let _ = server.set_zero_linger();
     }
 }
 
@@ -201,41 +242,62 @@ impl Line {
     async fn carry(
         &self,
         direction: Direction,
-        mut from: OwnedReadHalf,
-        mut to: OwnedWriteHalf,
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
         mut rules: watch::Receiver<Rules>,
-    ) {
+    ) -> End {
         let mut buffer = vec![0; 64 * 1024];
         let mut window = Window::default();
         loop {
             let Ok(count @ 1..) = from.read(&mut buffer).await else {
-                return;
+                return End::Closed;
             };
             let piece = &buffer[..count];
-            if window.sees_commit(direction, piece) && !self.commit(direction, &mut rules).await {
-                return;
+            if window.sees_commit(direction, piece) {
+                match self.commit(direction, &mut rules).await {
+                    Verdict::Pass => {}
+                    Verdict::Cut => return End::Closed,
+                    Verdict::Break => {
+                        let _ = to.write_all(&piece[..count / 2]).await;
+                        return End::Reset;
+                    }
+                }
+            }
+            let delay = rules.borrow().delay;
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
             }
             if rules.wait_for(|rules| !rules.silent).await.is_err() {
-                return;
+                return End::Closed;
             }
             if to.write_all(piece).await.is_err() {
-                return;
+                return End::Closed;
             }
         }
     }
 
-    /// Applies the rule for commits. False: the line is to be cut.
-    async fn commit(&self, direction: Direction, rules: &mut watch::Receiver<Rules>) -> bool {
+    /// Applies the rule for commits.
+    async fn commit(&self, direction: Direction, rules: &mut watch::Receiver<Rules>) -> Verdict {
         let commits = rules.borrow().commits;
         match (direction, commits) {
             (Direction::ToServer, Commits::Hold) => {
                 self.note(|tally| tally.held += 1);
                 let released = rules.wait_for(|rules| rules.commits != Commits::Hold);
-                released.await.is_ok()
+                match released.await {
+                    Ok(_) => Verdict::Pass,
+                    Err(_) => Verdict::Cut,
+                }
             }
             (Direction::ToServer, Commits::CutBefore { .. })
-            | (Direction::ToClient, Commits::CutAfter { .. }) => !self.cut_one(),
-            _ => true,
+            | (Direction::ToClient, Commits::CutAfter { .. })
+                if self.cut_one() =>
+            {
+                Verdict::Cut
+            }
+            (Direction::ToClient, Commits::ResetInAnswer { .. }) if self.cut_one() => {
+                Verdict::Break
+            }
+            _ => Verdict::Pass,
         }
     }
 
@@ -244,7 +306,9 @@ impl Line {
         let mut cut = false;
         self.rules.send_if_modified(|rules| {
             let left = match &mut rules.commits {
-                Commits::CutBefore { times } | Commits::CutAfter { times } => times,
+                Commits::CutBefore { times }
+                | Commits::CutAfter { times }
+                | Commits::ResetInAnswer { times } => times,
                 Commits::Pass | Commits::Hold => return false,
             };
             if *left == 0 {
@@ -254,6 +318,7 @@ impl Line {
             cut = true;
             match rules.commits {
                 Commits::CutBefore { .. } => self.note(|tally| tally.cut_before += 1),
+                Commits::ResetInAnswer { .. } => self.note(|tally| tally.reset_in_answer += 1),
                 _ => self.note(|tally| tally.cut_after += 1),
             }
             true

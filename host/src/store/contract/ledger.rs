@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Fixture, claim, commit_keys, eventually, in_every_dialect, rule};
+use super::{Fixture, claim, commit_keys, eventually, in_every_dialect, in_memory, rule};
 use crate::store::{Claim, ClaimRule, ConsumerId, Fate, Session, Settlement, StoreError, Value};
 
 in_every_dialect! {
@@ -25,6 +25,25 @@ in_every_dialect! {
     times_beyond_every_calendar_do_not_break_a_claim
     nothing_asked_is_nothing_done
     answers_are_kept_under_claimed_keys_only
+}
+
+in_memory! {
+    a_key_is_new_once
+    of_a_batch_only_the_new_keys_are_claimed
+    keys_that_look_alike_stay_different
+    consumers_do_not_share_keys
+    a_second_session_waits_for_a_claim_and_then_sees_it
+    a_claim_that_waits_too_long_is_told_so
+    a_claim_that_was_waited_for_in_vain_is_new
+    the_fates_are_read_as_they_are_now_not_as_they_were_at_the_claim
+    a_batch_of_a_thousand_keys_is_one_claim
+    finish_does_not_count_keys_that_others_have_claimed
+    only_claimed_keys_are_settled
+    a_fate_is_taken_once_and_only_from_what_it_was
+    a_key_that_was_taken_can_be_settled_again
+    starts_are_counted_and_taken_back
+    a_start_leaves_every_other_fate_alone
+    a_started_key_is_taken_and_committed
 }
 
 pub(super) async fn fates(

@@ -3,13 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Fixture, HOUR, eventually, in_every_dialect, message};
+use super::{Fixture, HOUR, eventually, in_every_dialect, in_memory, message};
 use crate::store::{ConsumerId, HostId, OutboxRow, Session, TAKEN_LANE};
 
 const ME: HostId = HostId(1);
 const OTHER: HostId = HostId(-2);
 
 in_every_dialect! {
+    rows_are_numbered_in_the_order_in_which_they_are_put
+    a_row_leaves_the_table_as_it_came
+    rows_of_this_host_are_not_polled
+    rows_of_a_host_that_is_gone_are_taken_once
+    a_delayed_row_is_taken_when_it_is_due
+    a_row_with_an_ordering_key_waits_for_the_older_ones
+    what_blocks_a_row_is_known
+    a_deferred_row_counts_its_attempts
+    a_commit_in_doubt_is_found_by_its_lane
+    rows_rolled_back_are_not_there
+    the_depth_counts_rows_and_the_age_of_those_that_are_late
+}
+
+in_memory! {
     rows_are_numbered_in_the_order_in_which_they_are_put
     a_row_leaves_the_table_as_it_came
     rows_of_this_host_are_not_polled

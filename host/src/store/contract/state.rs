@@ -2,10 +2,17 @@
 
 use std::sync::Arc;
 
-use super::{Fixture, in_every_dialect};
+use super::{Fixture, in_every_dialect, in_memory};
 use crate::store::Expect;
 
 in_every_dialect! {
+    a_value_has_a_version_that_grows
+    a_write_that_expects_something_else_is_not_made
+    state_keys_are_bytes_and_values_may_be_anything
+    two_lanes_that_count_lose_nothing
+}
+
+in_memory! {
     a_value_has_a_version_that_grows
     a_write_that_expects_something_else_is_not_made
     state_keys_are_bytes_and_values_may_be_anything

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Fixture, HOUR, claim, in_every_dialect, message, rule, waiting};
+use super::{Fixture, HOUR, claim, in_every_dialect, in_memory, message, rule, waiting};
 use crate::store::{ConsumerId, Fate, Session, Settlement, Status, WaitingFilter, WaitingRow};
 
 in_every_dialect! {
@@ -19,6 +19,10 @@ in_every_dialect! {
     only_parked_rows_are_replayed_or_discarded
     an_operator_finds_rows_by_what_is_known_of_them
     rows_are_counted_by_status_and_code
+}
+
+in_memory! {
+    starts_of_a_row_are_counted_until_it_fails_again
 }
 
 fn filter() -> WaitingFilter {

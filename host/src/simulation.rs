@@ -1,0 +1,170 @@
+//! Thousands of schedules on a clock that is stopped: the real lanes, commits, ledger decisions, waiting
+//! messages, acknowledgements and relay, between a broker and a database in memory that fail as real ones do.
+//!
+//! Everything is drawn from one seed and runs on one thread, so that a seed is a schedule: crashes of one of
+//! two hosts, cut channels, outages, connections that are lost at any round trip, COMMITs without an answer,
+//! servers that notice late, duplicates, failures, and rows that cannot be routed. Invariants are checked after
+//! every commit, every acknowledgement and every arrival. A failure prints its seed.
+//!
+//! `HAPAX_TEST_SEED=number` runs one schedule, `HAPAX_SIMULATED_SEEDS=number` that many, from a random one on.
+//!
+//! What it catches was tried with patches that were not kept, each found within 200 schedules:
+//!
+//! - the ack before the commit (`Lane::settle` and `settle_alone` settle the tags first), seed 582061709855:
+//!   "key-0 was acknowledged, and the ledger says None";
+//! - the row removed before the confirm (`Relay::send_block` removes the rows that it publishes), seed
+//!   945766803160: "row … has left the outbox and never arrived";
+//! - the claim outside the transaction (`Pass::run` commits after `claim` and begins anew, and `finish` is not
+//!   asked), seed 614577665703: "key-1 is Committed, and its effect is not there".
+
+mod broker;
+mod database;
+mod faults;
+mod guest;
+mod host;
+mod session;
+mod world;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::config::{self, Config, Machine};
+
+use world::{MAX_ATTEMPTS, Tally};
+
+pub(crate) use database::Database;
+pub(crate) use faults::Faults;
+pub(crate) use session::ModelStore;
+
+/// Schedules of an ordinary test run.
+const SEEDS: u64 = 2_500;
+
+/// Real time after which a schedule is taken for one without an end.
+const SPIN: Duration = Duration::from_secs(120);
+
+fn settings() -> config::Consumer {
+    let text = format!(
+        "[[consumer]]\nname = \"simulated\"\nqueue = \"in\"\nplugin = \"simulation.wasm\"\n\
+         key = \"message-id\"\nbatch = 4\nretention = \"1h\"\ngrant = {{ write = [\"t_effects\"] }}\n\
+         limits = {{ cpu = \"1s\", wall = \"20s\" }}\n\
+         retry = {{ max-attempts = {MAX_ATTEMPTS}, delay = \"100ms\", max-delay = \"2s\" }}\n"
+    );
+    let config: Config = config::parse(Path::new("/hapax.toml"), &text, &Machine)
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    config.consumers.into_iter().next().expect("there is one")
+}
+
+fn simulate(seed: u64, settings: &config::Consumer) -> Result<Tally, String> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .map_err(|error| error.to_string())?
+        .block_on(world::run(seed, settings))
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is not a number")),
+    )
+}
+
+#[test]
+fn no_schedule_loses_or_doubles_anything() {
+    let settings = settings();
+    let (first, count) = match number("HAPAX_TEST_SEED") {
+        Some(seed) => (seed, 1),
+        None => (
+            fastrand::u64(0..1 << 40),
+            number("HAPAX_SIMULATED_SEEDS").unwrap_or(SEEDS),
+        ),
+    };
+    let started = Instant::now();
+    let all = Mutex::new(Tally::default());
+    let next = AtomicU64::new(first);
+    let turn = || {
+        while let seed = next.fetch_add(1, Ordering::Relaxed)
+            && seed < first + count
+        {
+            let watched = Watched::new(seed);
+            match simulate(seed, &settings) {
+                Ok(tally) => all.lock().expect("nobody panics with it").add(tally),
+                Err(complaints) => panic!("HAPAX_TEST_SEED={seed} repeats it:\n{complaints}"),
+            }
+            drop(watched);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (0..threads).map(|_| scope.spawn(turn)).collect::<Vec<_>>();
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                // The others need not go on.
+                next.store(u64::MAX - 64, Ordering::Relaxed);
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+    let all = all.into_inner().expect("nobody panics with it");
+    println!(
+        "{count} schedules from {first} in {:?}: {all:?}",
+        started.elapsed()
+    );
+    // A simulation in which nothing happens finds nothing.
+    if count >= SEEDS {
+        assert!(all.crashes > count / 2 && all.cuts > 0 && all.outages > 0);
+        assert!(all.parked > 0 && all.copies > 0 && all.commits > count);
+    }
+}
+
+/// Names the seed of a schedule in which the stopped clock stands still for good.
+struct Watched(#[expect(dead_code, reason = "held for its drop")] std::sync::mpsc::Sender<()>);
+
+impl Watched {
+    fn new(seed: u64) -> Self {
+        let (done, watch) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let timeout = std::sync::mpsc::RecvTimeoutError::Timeout;
+            if watch.recv_timeout(SPIN) == Err(timeout) {
+                eprintln!("HAPAX_TEST_SEED={seed} does not come to an end");
+                std::process::abort();
+            }
+        });
+        Self(done)
+    }
+}
+
+#[test]
+fn a_seed_is_a_schedule() {
+    let settings = settings();
+    for seed in 0..20 {
+        let [first, second] = [(); 2].map(|()| simulate(seed, &settings));
+        assert_eq!(format!("{first:?}"), format!("{second:?}"), "seed {seed}");
+    }
+}
+
+impl Tally {
+    fn add(&mut self, other: Tally) {
+        self.messages += other.messages;
+        self.crashes += other.crashes;
+        self.cuts += other.cuts;
+        self.outages += other.outages;
+        self.commits += other.commits;
+        self.parked += other.parked;
+        self.copies += other.copies;
+    }
+}
+
+/// A store for the tests of the contract: nothing fails in it, and nothing takes time.
+pub(crate) fn calm_store(lock_timeout: Duration) -> ModelStore {
+    let now = crate::clock::now_micros();
+    ModelStore(Arc::new(Database::new(
+        Arc::new(Faults::none()),
+        lock_timeout,
+        now,
+    )))
+}
