@@ -134,7 +134,7 @@ impl Command {
     }
 
     pub fn is_daemon(&self) -> bool {
-        matches!(self, Self::Run)
+        matches!(self, Self::Run | Self::Dev(_))
     }
 }
 

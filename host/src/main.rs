@@ -20,7 +20,10 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let Arguments { command, config } = arguments;
     if !command.needs_config() {
-        telemetry::quiet();
+        // A host that is started without the daemon's configuration sets its log up itself.
+        if !command.is_daemon() {
+            telemetry::quiet();
+        }
         return command.run_alone(config).await;
     }
     let config = config::load(&config::find(config.as_deref())?)?;
