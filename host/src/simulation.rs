@@ -53,7 +53,13 @@ fn settings() -> config::Consumer {
     );
     let config: Config = config::parse(Path::new("/hapax.toml"), &text, &Machine)
         .unwrap_or_else(|problems| panic!("{problems}"));
-    config.consumers.into_iter().next().expect("there is one")
+    let consumer = config.consumers.into_iter().next().expect("there is one");
+    // The database in memory has more than the one writer of SQLite, which a configuration without a server
+    // names.
+    config::Consumer {
+        lanes: host::LANES,
+        ..consumer
+    }
 }
 
 fn simulate(seed: u64, settings: &config::Consumer) -> Result<Tally, String> {

@@ -26,7 +26,7 @@ use super::session::ModelStore;
 use super::world::World;
 
 const PREFETCH: u16 = 12;
-const LANES: usize = 2;
+pub const LANES: usize = 2;
 
 /// A running host. Dropping it is a SIGKILL: every task ends where it is, and nobody says goodbye.
 pub struct SimulatedHost {

@@ -34,7 +34,6 @@ in_memory! {
     a_deferred_row_counts_its_attempts
     a_commit_in_doubt_is_found_by_its_lane
     rows_rolled_back_are_not_there
-    the_depth_counts_rows_and_the_age_of_those_that_are_late
 }
 
 fn row(consumer: ConsumerId, body: &str) -> OutboxRow {
