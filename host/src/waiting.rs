@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use lapin::BasicProperties;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +21,7 @@ use crate::consumer::Consumer;
 use crate::failpoint::{self, Point};
 use crate::failure::{Again, Failure};
 use crate::lane::{Lanes, Origin, Work};
-use crate::message::encode_properties;
+use crate::message::{Message, encode_properties};
 use crate::store::{Session, Status, StoreError, WaitingRow};
 
 pub use copy::copy;
@@ -83,16 +84,30 @@ pub fn parked_row(
     item: &Item,
     failure: &Failure,
 ) -> WaitingRow {
-    let message = &item.message;
-    let id = hash(&[
+    let id = content_id(&consumer.name, &item.message);
+    describe(consumer, plugin, item, failure, id, None)
+}
+
+/// The same for each delivery of a message.
+fn content_id(consumer: &str, message: &Message) -> Vec<u8> {
+    hash(&[
         b"content",
-        consumer.name.as_bytes(),
+        consumer.as_bytes(),
         message.exchange.as_bytes(),
         message.routing_key.as_bytes(),
-        &encode_properties(&message.properties),
+        &encode_properties(&as_published(&message.properties)),
         &message.body,
-    ]);
-    describe(consumer, plugin, item, failure, id, None)
+    ])
+}
+
+/// Without what a quorum queue adds when it delivers again.
+fn as_published(properties: &BasicProperties) -> BasicProperties {
+    let headers = properties.headers().as_ref();
+    let mut kept = headers
+        .map(|headers| headers.inner().clone())
+        .unwrap_or_default();
+    kept.remove("x-delivery-count");
+    properties.clone().with_headers(kept.into())
 }
 
 fn describe(

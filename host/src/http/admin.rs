@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::body::to_bytes;
+use axum::extract::{self, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -62,14 +62,27 @@ pub(super) fn router(config: &Config, operations: Operations) -> Router {
     };
     Router::new()
         .route(OPERATIONS, post(operate))
-        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .with_state(Arc::new(admin))
 }
 
-async fn operate(State(admin): State<Arc<Admin>>, headers: HeaderMap, body: Bytes) -> Response {
-    if let Err((status, reason)) = admin.admits(&headers) {
+async fn operate(State(admin): State<Arc<Admin>>, request: extract::Request) -> Response {
+    // Nothing is read for a caller who may not ask.
+    if let Err((status, reason)) = admin.admits(request.headers()) {
         return refuse(status, OperationError::Refused(reason.into()));
     }
+    let body = match to_bytes(request.into_body(), MAX_REQUEST_BYTES).await {
+        Ok(body) => body,
+        Err(error) => {
+            let reason = format!(
+                "the request cannot be read, or is over {} MiB: {error}",
+                MAX_REQUEST_BYTES >> 20
+            );
+            return refuse(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                OperationError::Refused(reason),
+            );
+        }
+    };
     let call = match serde_json::from_slice::<Call>(&body) {
         Ok(call) => call,
         Err(error) => {

@@ -54,3 +54,31 @@ fn a_row_runs_once_at_a_time_on_one_host() {
     drop(first);
     assert!(running.begin(b"row").is_some());
 }
+
+#[test]
+fn a_message_without_a_key_is_parked_once_however_often_it_is_delivered() {
+    use lapin::types::{AMQPValue, FieldTable};
+    let message = |headers: &[(&str, i64)]| {
+        let mut properties = BasicProperties::default().with_app_id("shop".into());
+        if !headers.is_empty() {
+            let mut table = FieldTable::default();
+            for (name, value) in headers {
+                table.insert((*name).into(), AMQPValue::LongLongInt(*value));
+            }
+            properties = properties.with_headers(table);
+        }
+        Message {
+            exchange: String::new(),
+            routing_key: "orders".to_owned(),
+            properties,
+            body: bytes::Bytes::from_static(b"{}"),
+        }
+    };
+    let id = |headers: &[(&str, i64)]| content_id("points", &message(headers));
+    assert_eq!(id(&[]), id(&[("x-delivery-count", 1)]));
+    assert_eq!(
+        id(&[("tenant", 7)]),
+        id(&[("tenant", 7), ("x-delivery-count", 2)])
+    );
+    assert_ne!(id(&[("tenant", 7)]), id(&[("tenant", 8)]));
+}

@@ -40,6 +40,8 @@ pub struct ConsumerReport {
     pub fingerprint: String,
     pub writes: Vec<String>,
     pub reads: Vec<String>,
+    /// Beyond the built-in ones that every handler may call.
+    pub functions: Vec<String>,
     pub targets: Vec<String>,
     pub lanes: usize,
     pub prefetch: u16,
@@ -98,6 +100,7 @@ impl ConsumerReport {
             fingerprint: consumer.fingerprint.to_string(),
             writes: consumer.grant.write.clone(),
             reads: consumer.grant.read.clone(),
+            functions: consumer.grant.functions.clone(),
             targets: targets.collect(),
             lanes: consumer.lanes,
             prefetch: consumer.prefetch,
@@ -249,6 +252,9 @@ impl ConsumerReport {
                 listed(&self.reads)
             ),
         );
+        if !self.functions.is_empty() {
+            line(text, "  functions", &listed(&self.functions));
+        }
         match self.targets.as_slice() {
             [] => line(text, "  targets", "none"),
             targets => targets
@@ -308,7 +314,7 @@ mod tests {
             plugin = "points.wasm"
             key = ["header:tenant", "body:/order_id"]
             partition = "body:/user_id"
-            grant = { write = ["t_points"] }
+            grant = { write = ["t_points"], functions = ["tax_rate"] }
             targets = { points-credited = { exchange = "", routing-key = "points.credited" } }
         "#;
         let config = config::parse(Path::new("/etc/hapax/hapax.toml"), text, &Machine)
@@ -350,6 +356,7 @@ mod tests {
               partition    body:/user_id
               fingerprint  body
               tables       writes t_points; reads none
+              functions    tax_rate
               target       points-credited → the default exchange, routing key points.credited
               limits       4 lanes, prefetch 1024, batch 256, 5 attempts, remembered 7d
 
