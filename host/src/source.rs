@@ -105,3 +105,9 @@ impl Feed {
         }
     }
 }
+
+/// Why a subscription ends that a lane has closed, because it gave messages back: its reason may be over before
+/// the source looks.
+fn given_back() -> String {
+    "a line of held messages was full".to_owned()
+}

@@ -144,7 +144,7 @@ impl AmqpSource {
         loop {
             if consuming {
                 consumer.metrics.up.set(i64::from(!gate.is_closed()));
-                if let Some(reason) = self.wants_out(narrow, acker) {
+                if let Some(reason) = self.wants_out(narrow, acks, acker) {
                     consuming = false;
                     consumer.metrics.up.set(0);
                     let cancel = BasicCancelOptions::default();
@@ -195,10 +195,10 @@ impl AmqpSource {
     }
 
     /// Why the subscription has to end, if it has to.
-    fn wants_out(&self, narrow: bool, acker: &Acker<'_>) -> Option<String> {
+    fn wants_out(&self, narrow: bool, acks: &AckQueue, acker: &Acker<'_>) -> Option<String> {
         let gate = &self.feed.consumer.gate;
-        if gate.turns_away() {
-            return gate.reason();
+        if gate.turns_away() || acks.is_closed() {
+            return Some(gate.reason().unwrap_or_else(super::given_back));
         }
         if narrow && gate.braked().is_none() {
             return Some("the brake is released: it takes more than one message again".to_owned());

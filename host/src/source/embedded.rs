@@ -65,11 +65,11 @@ impl EmbeddedSource {
         let mut unsent = Vec::new();
         let mut leaving: Option<(Instant, String)> = None;
         loop {
-            if leaving.is_none() && gate.turns_away() {
+            if leaving.is_none() && (gate.turns_away() || acks.is_closed()) {
                 // What no lane has begun is forgotten; what one has, it finishes.
                 acks.close();
                 position.reading = false;
-                let reason = gate.reason().unwrap_or_default();
+                let reason = gate.reason().unwrap_or_else(super::given_back);
                 leaving = Some((Instant::now() + LEAVE_PATIENCE, reason));
             }
             position.reading &= !self.feed.stop.is_cancelled();

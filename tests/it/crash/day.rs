@@ -81,12 +81,14 @@ pub async fn operate(
     let listed = host.cli(&["parked", "list", "--json"]).await?.json()?;
     for entry in listed.as_array().context("not a list")? {
         let id = entry["id"].as_str().context("no id")?;
-        let command = match entry["key"].as_str().and_then(|key| key.chars().next()) {
-            Some('f') => "replay",
-            Some('x') => "discard",
+        let (command, agreed) = match entry["key"].as_str().and_then(|key| key.chars().next()) {
+            Some('f') => ("replay", None),
+            Some('x') => ("discard", Some("--yes")),
             _ => continue,
         };
-        let ended = host.cli_armed(&["parked", command, id], failpoints).await?;
+        let arguments = ["parked", command, id].into_iter().chain(agreed);
+        let arguments = arguments.collect::<Vec<_>>();
+        let ended = host.cli_armed(&arguments, failpoints).await?;
         let killed = ended.code.is_none() && ended.stderr.contains("hapax: failpoint");
         if killed || (failpoints.is_some() && ended.code != Some(0)) {
             return Ok(Operated::Interrupted);

@@ -98,14 +98,26 @@ impl Bench {
         let (first, began) = consumer.begin().await?;
         let before = self.used(&consumer);
         consumer.reach(deliveries, events).await?;
-        let seconds = began.elapsed().as_secs_f64();
+        let ended = Instant::now();
         let after = self.used(&consumer);
         let rss_bytes = consumer.child.pid().and_then(usage::peak_rss);
+        let started = consumer.started;
         consumer.stop().await?;
         self.verify(place, scenario, deliveries, events).await?;
 
-        let messages = deliveries.saturating_sub(first.handled) as f64;
+        // So few that they were done when somebody looked first: the start of the process counts, too.
+        let at_once = first.handled >= deliveries;
+        let messages = if at_once {
+            deliveries
+        } else {
+            deliveries - first.handled
+        } as f64;
+        let began = if at_once { started } else { began };
+        let seconds = ended.duration_since(began).as_secs_f64();
         let each = |place: usize| {
+            if at_once {
+                return None;
+            }
             let used = after[place]?.checked_sub(before[place]?)?;
             Some(used.as_secs_f64() * 1e6 / messages)
         };
@@ -198,12 +210,14 @@ async fn fill(place: &Place, orders: &[Order]) -> anyhow::Result<()> {
 
 /// The measured process.
 struct Consumer {
+    started: Instant,
     child: Child,
     progress: watch::Receiver<Progress>,
 }
 
 impl Consumer {
     fn start(place: &Place, scenario: Scenario, plugin: &Path) -> anyhow::Result<Self> {
+        let started = Instant::now();
         let mut command = this_program()?;
         command.envs(place.surroundings.variables());
         let (sender, progress) = watch::channel(Progress::default());
@@ -229,7 +243,11 @@ impl Consumer {
                 child
             }
         };
-        Ok(Self { child, progress })
+        Ok(Self {
+            started,
+            child,
+            progress,
+        })
     }
 
     /// Waits for the first messages: what came before is the start of a process.

@@ -80,10 +80,13 @@ impl PostgresSession {
             .bind(times);
         self.without_savepoint()?;
         let rows = self.rows(insert).await?;
+        let mut new = HashSet::with_capacity(rows.len());
         for row in &rows {
-            self.claims.add(column(row, 0)?, column(row, 1)?)?;
+            let key = column(row, 1)?;
+            self.claims.add(column(row, 0)?, key)?;
+            new.insert(key);
         }
-        Ok(keys.iter().map(|key| self.claims.has(key)).collect())
+        Ok(keys.iter().map(|key| new.contains(key)).collect())
     }
 
     pub(super) async fn ledger_entries(
