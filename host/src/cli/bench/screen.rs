@@ -75,11 +75,14 @@ pub fn introduction(surroundings: &Surroundings, messages: usize, rounds: usize)
 pub fn conclusion(report: &Report) -> String {
     let (paced, full): (Vec<_>, Vec<_>) =
         report.scenarios.iter().partition(|figures| figures.paced);
-    let mut text = throughput(&full);
-    if !paced.is_empty() {
-        text.push('\n');
-        text.push_str(&latency(&paced));
+    let mut tables = Vec::new();
+    if !full.is_empty() {
+        tables.push(throughput(&full));
     }
+    if !paced.is_empty() {
+        tables.push(latency(&paced));
+    }
+    let mut text = tables.join("\n");
     if !report.ratios.is_empty() {
         text.push_str(&format!("\n  {STRONG}Ratios{STRONG:#}\n"));
         for (name, ratio) in &report.ratios {
