@@ -386,7 +386,7 @@ pub async fn a_module_without_wasi_becomes_a_component_that_runs(place: &Place) 
 pub async fn a_missing_toolchain_is_named(place: &Place) -> Checked {
     for (lang, name, words) in [
         ("python", "in-python", "pip install componentize-py==0.25.1"),
-        ("js", "in-js", "npm ci"),
+        ("js", "in-js", "npm install"),
     ] {
         good(host::command(&place.dir, &["new", name, "--lang", lang]).await?)?;
         let nothing =

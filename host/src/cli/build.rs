@@ -83,7 +83,7 @@ pub enum BuildError {
     NoNode,
     #[error(
         "the package @bytecodealliance/componentize-js is missing: in the project's directory, type\n\n  \
-         npm ci    # or, without a package-lock.json: npm install"
+         npm install"
     )]
     NoComponentizeJs,
     #[error("{program} has failed{}{output}", if .output.is_empty() { "; its messages are above" } else { ":\n" })]
