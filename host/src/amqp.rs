@@ -3,8 +3,11 @@
 //! lapin's own recovery stays off: a recovered channel would let an acknowledgement of an old delivery
 //! reach a new one. Whoever loses a connection opens a new one and forgets what the old one delivered.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::maybe_done;
 use lapin::types::LongString;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
@@ -56,4 +59,28 @@ impl Address {
             )),
         }
     }
+}
+
+/// Hands messages over to a channel in their order, all of them before the first is waited for. lapin lets each
+/// publish wait until it is on the wire: what is handed over meanwhile leaves with it in one write, and a broker
+/// reads many messages at once for less than one by one.
+pub async fn hand_over<F: Future>(publishes: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    let mut publishes = publishes
+        .into_iter()
+        .map(|publish| Box::pin(maybe_done(publish)))
+        .collect::<Vec<_>>();
+    poll_fn(|context| {
+        for publish in &mut publishes {
+            // Whether it is done is asked below.
+            let _ = publish.as_mut().poll(context);
+        }
+        Poll::Ready(())
+    })
+    .await;
+    let mut outputs = Vec::with_capacity(publishes.len());
+    for mut publish in publishes {
+        publish.as_mut().await;
+        outputs.extend(publish.as_mut().take_output());
+    }
+    outputs
 }

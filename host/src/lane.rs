@@ -40,10 +40,9 @@ const MAX_POISON: u32 = 3;
 /// Batches that run with savepoints after one that needed them.
 const CAUTIOUS_BATCHES: u32 = 16;
 
-/// While it is behind, a lane lets a batch fill for this share of the time that the last one took, and for
-/// no longer than the maximum: it costs less than what a fuller batch saves.
-const LINGER_SHARE: u32 = 4;
-const LINGER_MAX: Duration = Duration::from_millis(3);
+/// While it is behind, a lane lets a batch fill for as long as the last one took, and for no longer than this: every
+/// batch has its round trips, its commit and its acknowledgement, and a fuller one shares them among more messages.
+const LINGER_MAX: Duration = Duration::from_millis(15);
 
 /// The lane was told to stop while it waited for the world; what it held is not acknowledged.
 struct Stopped;
@@ -425,7 +424,7 @@ impl Lane {
     /// Batches that took too long get narrower, others may grow.
     fn widen(&mut self, elapsed: Duration, messages: usize) {
         let limits = self.consumer.batch;
-        self.linger = (elapsed / LINGER_SHARE).min(LINGER_MAX);
+        self.linger = elapsed.min(LINGER_MAX);
         let share = limits.time.as_secs_f64() / elapsed.as_secs_f64().max(1e-6);
         self.width = if share < 1.0 {
             ((messages as f64 * share) as usize).max(1)

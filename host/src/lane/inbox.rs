@@ -11,6 +11,10 @@ use crate::consumer::BatchLimits;
 
 use super::Work;
 
+/// When nothing has come for so long, no more is on its way: the source is idle, or everything that may be
+/// unacknowledged is with the lanes.
+const MAX_GAP: Duration = Duration::from_millis(2);
+
 /// The lanes of a consumer.
 #[derive(Clone)]
 pub struct Lanes(Vec<mpsc::Sender<Work>>);
@@ -44,7 +48,7 @@ impl Inbox {
     /// ready. `None` when nobody will ever send again.
     ///
     /// A lane that finds work waiting is behind, and small batches would keep it there: it lets the batch
-    /// fill for `linger`. One that had to wait for its first work does not.
+    /// fill for `linger`, while more keeps coming. One that had to wait for its first work does not.
     pub async fn next(
         &mut self,
         limits: BatchLimits,
@@ -74,7 +78,8 @@ impl Inbox {
             let work = match self.0.try_recv() {
                 Ok(work) => work,
                 Err(_) if behind && !linger.is_zero() => {
-                    match timeout_at(deadline, self.0.recv()).await {
+                    let gap = deadline.min(Instant::now() + MAX_GAP);
+                    match timeout_at(gap, self.0.recv()).await {
                         Ok(Some(work)) => work,
                         _ => break,
                     }

@@ -7,12 +7,11 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
 
-use crate::amqp::Address;
+use crate::amqp::{Address, hand_over};
 use crate::failpoint::{self, Point};
 use crate::message::{Message, encode_properties};
 use crate::store::OutboxRecord;
@@ -98,20 +97,23 @@ impl AmqpPublisher {
         let link = self.link().await?;
         let frame_max = link.connection.configuration().frame_max();
         let frame_max = usize::try_from(frame_max).unwrap_or(usize::MAX);
-        let mut sent = Vec::with_capacity(rows.len());
-        for record in rows {
-            sent.push(send(&link.channel, record, frame_max).await);
-        }
+        let sending = rows
+            .iter()
+            .map(|record| send(&link.channel, record, frame_max));
+        let sent = hand_over(sending).await;
         failpoint::pass(Point::BeforeConfirm);
-        let confirms = join_all(sent.into_iter().map(async |sent| match sent {
-            Sending::Refused(text) => Confirm::Refused(text),
-            Sending::Failed => Confirm::Lost,
-            Sending::Sent(confirm) => match confirm.await {
-                Ok(confirmation) => Confirm::Answer(Box::new(confirmation)),
-                Err(_) => Confirm::Lost,
-            },
-        }))
-        .await;
+        // One after the other: they come in this order, and only the one that is waited for wakes anybody.
+        let mut confirms = Vec::with_capacity(rows.len());
+        for sent in sent {
+            confirms.push(match sent {
+                Sending::Refused(text) => Confirm::Refused(text),
+                Sending::Failed => Confirm::Lost,
+                Sending::Sent(confirm) => match confirm.await {
+                    Ok(confirmation) => Confirm::Answer(Box::new(confirmation)),
+                    Err(_) => Confirm::Lost,
+                },
+            });
+        }
         let alive = link.channel.status().connected();
         let connected = link.connection.status().connected();
         let fates = judge(rows, confirms, alive);

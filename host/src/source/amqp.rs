@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::stream::ReadyChunks;
 use lapin::Connection;
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
@@ -34,6 +35,9 @@ pub use queue::{Arguments, QueueError, prepare};
 
 /// How often a window with a hole is looked at, and how long deliveries have been held.
 const WINDOW_TICK: Duration = Duration::from_millis(250);
+
+/// Deliveries that are taken at once when they are there.
+const TAKE: usize = 64;
 
 /// One consumer's subscription, renewed for as long as the host runs.
 pub struct AmqpSource {
@@ -119,6 +123,7 @@ impl AmqpSource {
         let (acks, settled) = AckQueue::new();
         let acks = Arc::new(acks);
         let mut acker = Acker::new(&channel, settled, prefetch);
+        let deliveries = deliveries.ready_chunks(TAKE);
         let ended = self.pump(deliveries, &acks, &mut acker, tag, narrow).await;
         acks.close();
         if ended.is_ok() {
@@ -129,7 +134,7 @@ impl AmqpSource {
 
     async fn pump(
         &self,
-        mut deliveries: lapin::Consumer,
+        mut deliveries: ReadyChunks<lapin::Consumer>,
         acks: &Arc<AckQueue>,
         acker: &mut Acker<'_>,
         tag: ShortString,
@@ -165,14 +170,13 @@ impl AmqpSource {
                 () = tokio::time::sleep(WINDOW_TICK), if acker.is_waiting() || consuming => {
                     acker.send().await.map_err(refused)?;
                 }
-                delivery = deliveries.next(), if consuming => match delivery {
-                    Some(Ok(delivery)) => {
+                chunk = deliveries.next(), if consuming => {
+                    let chunk = chunk.ok_or_else(|| QueueError::Cancelled(consumer.queue.clone()))?;
+                    for delivery in chunk {
                         acker.delivered();
-                        self.deliver(delivery, acks).await?;
+                        self.deliver(delivery.map_err(refused)?, acks).await?;
                     }
-                    Some(Err(error)) => return Err(refused(error)),
-                    None => return Err(QueueError::Cancelled(consumer.queue.clone())),
-                },
+                }
                 _ = changes.changed(), if consuming => {}
                 () = self.feed.stop.cancelled(), if consuming => {
                     consuming = false;

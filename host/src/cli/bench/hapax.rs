@@ -15,7 +15,8 @@ use super::scenario::Handler;
 use crate::cli::demo::place::{AMQP_VARIABLE, DATABASE_VARIABLE};
 use crate::cli::demo::process::report;
 
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Each look costs the measured host some of its time.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// Writes the configuration and says how to run it. Returns where the host answers.
 pub fn command(

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures_util::StreamExt;
-use futures_util::future::try_join_all;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
     ConfirmSelectOptions,
@@ -14,6 +13,7 @@ use lapin::{BasicProperties, Channel};
 use tokio_util::sync::CancellationToken;
 
 use super::Counts;
+use crate::amqp::hand_over;
 use crate::cli::bench::embedded::queues;
 use crate::cli::bench::place::Corner;
 use crate::cli::demo::broker::{connect, open_store};
@@ -96,18 +96,15 @@ pub async fn emit(channel: &Channel, queue: &str, bodies: Vec<Vec<u8>>) -> anyho
         mandatory: true,
         ..BasicPublishOptions::default()
     };
-    let mut confirms = Vec::new();
-    for body in bodies {
+    let publishes = bodies.iter().map(|body| {
         let properties = BasicProperties::default()
             .with_delivery_mode(2)
             .with_content_type("application/json".into())
             .with_message_id(format!("{:032x}", fastrand::u128(..)).into());
-        let confirm = channel
-            .basic_publish("".into(), queue.into(), options, &body, properties)
-            .await?;
-        confirms.push(confirm);
-    }
-    for confirm in try_join_all(confirms).await? {
+        channel.basic_publish("".into(), queue.into(), options, body, properties)
+    });
+    for confirm in hand_over(publishes).await {
+        let confirm = confirm?.await?;
         let taken = confirm.is_ack() && confirm.take_message().is_none();
         ensure!(taken, "the broker did not take an event");
     }
