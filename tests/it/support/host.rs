@@ -284,15 +284,6 @@ impl Host {
     ) -> anyhow::Result<Ended> {
         cli_with(&self.config_file, variables, arguments).await
     }
-
-    /// The same, with failpoints armed.
-    pub async fn cli_armed(
-        &self,
-        arguments: &[&str],
-        failpoints: Option<&str>,
-    ) -> anyhow::Result<Ended> {
-        cli_armed(&self.config_file, arguments, failpoints).await
-    }
 }
 
 impl Drop for Host {
