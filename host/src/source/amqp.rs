@@ -13,13 +13,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use lapin::Connection;
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 
 use crate::ack::AckQueue;
-use crate::amqp::Address;
+use crate::amqp::{self, Address};
 use crate::backoff::Backoff;
 use crate::config::Declare;
 use crate::failpoint::{self, Point};
@@ -122,7 +121,7 @@ impl AmqpSource {
         let ended = self.pump(deliveries, &acks, &mut acker, tag, narrow).await;
         acks.close();
         if ended.is_ok() {
-            leave(connection).await;
+            amqp::close(&connection).await;
         }
         ended
     }
@@ -232,12 +231,5 @@ impl AmqpSource {
         let work = Work::delivered(&self.feed.consumer, message, delivery.redelivered, origin);
         self.feed.dispatch(work).await;
         Ok(())
-    }
-}
-
-/// Closes in an orderly way, so that the last acknowledgements arrive.
-async fn leave(connection: Connection) {
-    if let Err(error) = connection.close(200, ShortString::from("OK")).await {
-        tracing::debug!(%error, "Connection not closed in an orderly way");
     }
 }
