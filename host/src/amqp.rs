@@ -1,4 +1,4 @@
-//! One way to open an AMQP connection, for all who need one.
+//! One way to open an AMQP connection and to close it, for all who need one.
 //!
 //! lapin's own recovery stays off: a recovered channel would let an acknowledgement of an old delivery
 //! reach a new one. Whoever loses a connection opens a new one and forgets what the old one delivered.
@@ -8,11 +8,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::maybe_done;
-use lapin::types::LongString;
+use lapin::types::{LongString, ShortString};
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 
 use crate::config::Secret;
+
+/// How long a goodbye may take.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How to reach the broker.
 #[derive(Clone, Debug)]
@@ -58,6 +61,17 @@ impl Address {
                 self.connect_timeout,
             )),
         }
+    }
+}
+
+/// Closes in an orderly way, so that what was sent last arrives. Not for long: lapin may have closed the socket
+/// by itself and wait for the broker's answer on it for ever.
+pub async fn close(connection: &Connection) {
+    let goodbye = connection.close(200, ShortString::from("OK"));
+    match tokio::time::timeout(CLOSE_PATIENCE, goodbye).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "Connection not closed in an orderly way"),
+        Err(_) => tracing::debug!("The broker's goodbye was not heard"),
     }
 }
 

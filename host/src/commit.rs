@@ -353,6 +353,7 @@ impl Pass<'_> {
         if !writes.removed.is_empty() {
             let ids = writes.removed.iter().map(Vec::as_slice).collect::<Vec<_>>();
             session.waiting_delete(id, &ids).await.map_err(host_error)?;
+            failpoint::pass(Point::AfterRemove);
         }
         if !writes.rows.is_empty() {
             session
@@ -361,12 +362,14 @@ impl Pass<'_> {
                 .map_err(host_error)?;
             failpoint::pass_if(Point::MidRetry, writes.holds(Status::Retry));
             failpoint::pass_if(Point::MidPark, writes.holds(Status::Parked));
+            failpoint::pass_if(Point::MidHold, writes.holds(Status::Held));
         }
         if !writes.released.is_empty() {
             session
                 .waiting_release(id, Some(&writes.released))
                 .await
                 .map_err(host_error)?;
+            failpoint::pass(Point::AfterRelease);
         }
         if !writes.settled.is_empty() {
             let settlements = writes
@@ -380,6 +383,7 @@ impl Pass<'_> {
                 .collect::<Vec<_>>();
             let settled = session.settle(id, &settlements).await.map_err(host_error)?;
             expect_all("settle", settled, settlements.len())?;
+            failpoint::pass(Point::AfterFates);
         }
         if !writes.replies.is_empty() {
             let replies = writes
@@ -392,6 +396,7 @@ impl Pass<'_> {
                 .await
                 .map_err(host_error)?;
             expect_all("keep_replies", kept, replies.len())?;
+            failpoint::pass(Point::AfterReplies);
         }
         let outgoing = writes.outgoing;
         let mut records = Vec::with_capacity(outgoing.len());

@@ -75,6 +75,8 @@ points! {
     BeforeUndoStart = "before-undo-start",
     /// Commit: the transaction has begun.
     AfterBegin = "after-begin",
+    /// Ledger: the keys that are new are claimed, the fates of the others are not known.
+    MidClaim = "mid-claim",
     /// Ledger: the keys of the batch are claimed.
     AfterClaim = "after-claim",
     /// Sandbox: the handler has called the host.
@@ -85,10 +87,20 @@ points! {
     BeforeEffects = "before-effects",
     /// Effects: what was deferred is written.
     AfterEffects = "after-effects",
+    /// Commit: the rows of messages that have run from the table are removed.
+    AfterRemove = "after-remove",
     /// Commit: failed messages that will run again are written, their keys are not settled.
     MidRetry = "mid-retry",
     /// Commit: messages to be parked are written, their keys are not settled.
     MidPark = "mid-park",
+    /// Commit: messages that wait behind another one are written, their keys are not settled.
+    MidHold = "mid-hold",
+    /// Commit: what stood behind a message that has gone is due.
+    AfterRelease = "after-release",
+    /// Commit: the keys of failed messages have their fates.
+    AfterFates = "after-fates",
+    /// Commit: the answers for duplicates are written.
+    AfterReplies = "after-replies",
     /// Commit: the outgoing messages are written.
     AfterOutbox = "after-outbox",
     /// Commit: `finish` has counted the claims.
@@ -133,6 +145,26 @@ points! {
     BeforeDiscard = "before-discard",
     /// Operator: they are gone, their keys remembered.
     AfterDiscard = "after-discard",
+    /// Operator: a parked message has another body, and is parked.
+    AfterEdit = "after-edit",
+    /// Operator: the journal says what was done, or is about to be.
+    AfterNote = "after-note",
+    /// Operator: a consumer is paused, or is not any more.
+    AfterPause = "after-pause",
+    /// Operator: messages that could not be sent are due.
+    AfterOutboxRetry = "after-outbox-retry",
+    /// Operator: the generation of message ids is raised, and hosts may make ids of the old one.
+    AfterGeneration = "after-generation",
+    /// Operator: the keys to be forgotten are.
+    AfterForget = "after-forget",
+    /// Operator: keys are about to be taken over, their retention is noted.
+    BeforeImport = "before-import",
+    /// Operator: a block of keys is taken over.
+    AfterImport = "after-import",
+    /// Operator: fingerprints of an old rule are forgotten, the rules are the old ones.
+    MidRekey = "mid-rekey",
+    /// Operator: the rules are changed.
+    AfterRekey = "after-rekey",
     /// Sweep: a step is about to forget expired keys.
     BeforeSweep = "before-sweep",
     /// Sweep: they are forgotten, and the horizon stands.

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Config};
 use crate::consumer::Consumer;
+use crate::failpoint::{self, Point};
 use crate::failure::Class;
 use crate::store::{Fate, JournalEntry, Session, Store, StoreError};
 
@@ -242,6 +243,7 @@ impl Operations {
         entry: JournalEntry,
     ) -> Result<(), OperationError> {
         session.upkeep().journal_add(&entry).await?;
+        failpoint::pass(Point::AfterNote);
         let key = entry.key.as_deref().map(crate::key::show);
         tracing::info!(
             action = %entry.action, who = %entry.actor, why = %entry.why, key,

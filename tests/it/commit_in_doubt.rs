@@ -6,7 +6,7 @@ use crate::Checked;
 use crate::support::host::{Config, Host};
 use crate::support::place::Place;
 use crate::support::proxy::{Commits, Proxy};
-use crate::support::scene::{self, Scene};
+use crate::support::scene::{self, IN, Scene};
 use crate::support::servers::{self, Postgres};
 use crate::support::store::{Fates, Store};
 use crate::support::wait;
@@ -26,7 +26,7 @@ async fn cut(place: &Place, rule: Commits) -> Checked {
     let proxy = Proxy::to(servers::postgres().await?.address()).await?;
     let through = scene.store.url_through(proxy.address());
     let config = Config::new("host", &through, &scene.broker.url).consumer(scene.probe()?);
-    let mut host = Host::start(place, &config).await?;
+    let host = Host::start(place, &config).await?;
     proxy.commits(rule);
     let orders = publish(&scene).await?;
     proxy
@@ -34,9 +34,7 @@ async fn cut(place: &Place, rule: Commits) -> Checked {
             tally.cut_before + tally.cut_after == 5
         })
         .await?;
-    host.until_metric("hapax_committed_total", 1).await?;
-    ensure!(host.is_running()?, "the host gave up");
-    scene.finish(host).await?;
+    finish_undisturbed(&scene, host).await?;
     assert_each_once(&scene, &orders).await
 }
 
@@ -77,8 +75,23 @@ async fn interrupted(place: &Place, interrupt: &str) -> Checked {
     store.execute(&those).await?;
     store.execute("SELECT pg_reload_conf()").await?;
 
-    scene.finish(host).await?;
+    finish_undisturbed(&scene, host).await?;
     assert_each_once(&scene, &orders).await
+}
+
+/// The host's one subscription has lasted: nothing was delivered twice, or was forgotten with its channel.
+async fn finish_undisturbed(scene: &Scene, mut host: Host) -> Checked {
+    scene::until_settled(&host, &scene.broker, IN, &scene.store).await?;
+    ensure!(host.is_running()?, "the host gave up");
+    assert_eq!(host.said("\"Subscribed\"")?, 1, "subscriptions");
+    for name in ["deliveries", "committed"] {
+        let counted = host.metric(&format!("hapax_{name}_total")).await?;
+        assert!(counted <= MESSAGES as u64, "{counted} {name}");
+    }
+    for name in ["redeliveries", "forgotten"] {
+        assert_eq!(host.metric(&format!("hapax_{name}_total")).await?, 0);
+    }
+    scene.finish(host).await
 }
 
 async fn publish(scene: &Scene) -> anyhow::Result<Vec<String>> {

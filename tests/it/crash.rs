@@ -28,15 +28,13 @@ use crate::support::{servers, wait};
 
 use day::Operated;
 use outcome::Outcome;
+pub use scenario::Day;
 use scenario::{Scenario, When};
 pub use stack::Stack;
 use stack::{World, order};
 
-/// Days without a crash, for the two kinds of days on the two stacks.
-static CALM: [[OnceCell<Outcome>; 2]; 2] = [
-    [OnceCell::const_new(), OnceCell::const_new()],
-    [OnceCell::const_new(), OnceCell::const_new()],
-];
+/// Days without a crash, by kind, on the two stacks.
+static CALM: [[OnceCell<Outcome>; 5]; 2] = [const { [const { OnceCell::const_new() }; 5] }; 2];
 
 /// Every point with every stack on which it can be reached.
 pub fn cases() -> Vec<(String, Point, Stack)> {
@@ -58,41 +56,24 @@ pub async fn at(place: &Place, point: Point, stack: Stack) -> Checked {
         Ok(scenario) => scenario,
         Err(reason) => bail!("{point} has no case on {stack}: {reason}"),
     };
-    let expires = scenario.when == When::Expired;
-    let world = new_world(place, stack, expires).await?;
+    let day = scenario.day();
+    let world = World::new(place, stack, day).await?;
     until_killed(place, &world, point, &scenario).await?;
-    let found = finish(place, &world, expires).await?;
+    let found = finish(place, &world).await?;
 
-    let calm = &CALM[usize::from(stack == Stack::File)][usize::from(expires)];
+    let calm = &CALM[usize::from(stack == Stack::File)][day as usize];
     let expected = calm
         .get_or_try_init(|| async {
-            let kind = if expires { "expired" } else { "calm" };
-            let place = Place::of(&format!("crash::{kind}::{stack}"))?;
-            let world = new_world(&place, stack, expires).await?;
+            let place = Place::of(&format!("crash::calm_{day:?}::{stack}"))?;
+            let world = World::new(&place, stack, day).await?;
             if scenario.when != When::InDoubt {
-                migrate_and_publish(&place, &world, expires).await?;
+                world.publish(&place, &day::messages(day)).await?;
             }
-            finish(&place, &world, expires).await
+            finish(&place, &world).await
         })
         .await?;
     ensure!(expected.size() > 10, "a day on which nothing happened");
     found.assert_like(expected, scenario.earlier.len() as i64 + 1)
-}
-
-async fn new_world(place: &Place, stack: Stack, expires: bool) -> anyhow::Result<World> {
-    World::new(place, stack, |consumer| match expires {
-        true => consumer.set("retention", "\"1s\""),
-        false => consumer,
-    })
-    .await
-}
-
-async fn migrate_and_publish(place: &Place, world: &World, expires: bool) -> Checked {
-    let messages = match expires {
-        true => day::distinct_messages(),
-        false => day::messages(),
-    };
-    world.publish(place, &messages).await
 }
 
 /// Everything up to the death of the host at the point.
@@ -105,18 +86,18 @@ async fn until_killed(place: &Place, world: &World, point: Point, scenario: &Sce
             ended.code.is_none() && ended.stderr.contains(&format!("failpoint {point}: kill")),
             "hapax migrate was not killed at {point}: {ended:?}"
         );
-        return migrate_and_publish(place, world, false).await;
+        return world.publish(place, &day::messages(world.day)).await;
     }
     if scenario.when == When::InDoubt {
         return in_doubt(place, world, point, &order).await;
     }
-    migrate_and_publish(place, world, scenario.when == When::Expired).await?;
+    world.publish(place, &day::messages(world.day)).await?;
     for &earlier in scenario.earlier {
         world.killed_at(place, earlier, 1).await?;
     }
     match scenario.when {
         When::Migrating | When::InDoubt => unreachable!("done above"),
-        When::Running => world.killed_at(place, point, scenario.passage).await,
+        When::Running | When::InLine => world.killed_at(place, point, scenario.passage).await,
         When::Draining => {
             let mut host = Host::launch_armed(place, &world.config, Some(&order))?;
             host.until_ready().await?;
@@ -125,7 +106,8 @@ async fn until_killed(place: &Place, world: &World, point: Point, scenario: &Sce
             host.until_killed_at(point).await
         }
         When::DrainingInTrouble => draining_in_trouble(place, world, point, &order).await,
-        When::Operating => operating(place, world, point, &order).await,
+        When::Operating | When::Mending => operating(place, world, point, &order).await,
+        When::Rekeying => rekeying(place, world, point, &order).await,
         When::Expired => {
             let mut host = Host::start(place, &world.config).await?;
             world.until_settled(&mut host).await?;
@@ -143,7 +125,7 @@ async fn in_doubt(place: &Place, world: &World, point: Point, order: &str) -> Ch
     let mut host = Host::launch_armed(place, &config, Some(order))?;
     host.until_ready().await?;
     proxy.commits(Commits::CutAfter { times: 50 });
-    world.publish(place, &day::messages()).await?;
+    world.publish(place, &day::messages(world.day)).await?;
     host.until_killed_at(point).await
 }
 
@@ -220,7 +202,7 @@ async fn operating(place: &Place, world: &World, point: Point, order: &str) -> C
     let mut host = Host::launch_armed(place, &world.config, Some(order))?;
     host.until_ready().await?;
     world.until_settled(&mut host).await?;
-    let operated = day::operate(world, &mut host, Some(order)).await?;
+    let operated = day::operate(place, world, &mut host, Some(order)).await?;
     ensure!(
         operated == Operated::Interrupted,
         "the operator was not interrupted at {point}"
@@ -232,20 +214,51 @@ async fn operating(place: &Place, world: &World, point: Point, order: &str) -> C
     }
 }
 
-/// A host without failpoints brings the day to its end.
-async fn finish(place: &Place, world: &World, expires: bool) -> anyhow::Result<Outcome> {
+/// The command that changes the rules dies, when the last host has stopped.
+async fn rekeying(place: &Place, world: &World, point: Point, order: &str) -> Checked {
     let mut host = Host::start(place, &world.config).await?;
     world.until_settled(&mut host).await?;
-    if expires {
+    host.stop().await?;
+    let ended = day::rekey(place, world, Some(order)).await?;
+    ensure!(
+        ended.code.is_none() && ended.stderr.contains(&format!("failpoint {point}: kill")),
+        "hapax consumers rekey was not killed at {point}: {ended:?}"
+    );
+    Ok(())
+}
+
+/// A host without failpoints brings the day to its end.
+async fn finish(place: &Place, world: &World) -> anyhow::Result<Outcome> {
+    if world.day == Day::Rekeyed {
+        return finish_rekeyed(place, world).await;
+    }
+    let mut host = Host::start(place, &world.config).await?;
+    world.until_settled(&mut host).await?;
+    if world.day == Day::Expiring {
         wait::until_equal("the committed keys that are remembered", 0, async || {
             world.store.count("hapax_ledger").await
         })
         .await?;
     } else {
-        let operated = day::operate(world, &mut host, None).await?;
+        let operated = day::operate(place, world, &mut host, None).await?;
         ensure!(operated == Operated::Done, "the operator was interrupted");
         world.until_settled(&mut host).await?;
     }
+    host.stop().await?;
+    Outcome::of(world).await
+}
+
+/// The rules are changed as often as it takes, and a host starts by the new ones.
+async fn finish_rekeyed(place: &Place, world: &World) -> anyhow::Result<Outcome> {
+    if world.store.count("hapax_ledger").await.unwrap_or_default() == 0 {
+        let mut host = Host::start(place, &world.config).await?;
+        world.until_settled(&mut host).await?;
+        host.stop().await?;
+    }
+    let changed = day::rekey(place, world, None).await?;
+    ensure!(changed.code == Some(0), "{changed:?}");
+    let mut host = Host::start(place, &day::rekeyed(world)?).await?;
+    world.until_settled(&mut host).await?;
     host.stop().await?;
     Outcome::of(world).await
 }

@@ -1,16 +1,15 @@
 //! The host is asked to stop in the middle of its work.
 
-use std::time::Duration;
-
 use anyhow::ensure;
+use hapax::failpoint::Point;
 
 use crate::Checked;
 use crate::support::host::{Config, Consumer, Host};
 use crate::support::orders::{self, Orders};
 use crate::support::place::Place;
 use crate::support::scene::{self, IN, Scene, message};
-use crate::support::servers;
 use crate::support::store::Store;
+use crate::support::{servers, wait};
 
 const ORDERS: usize = 10_000;
 const DUPLICATES: usize = 2_500;
@@ -26,10 +25,13 @@ pub async fn with_sigterm_under_load_every_life_ends_well(place: &Place) -> Chec
     broker.publish(orders::QUEUE, &orders.messages).await?;
     let config = Config::new("host", &store.url, &broker.url).consumer(Consumer::points()?);
     for life in 0..3 {
-        let host = Host::start(place, &config).await?;
-        host.until_metric("hapax_committed_total", random.u64(300..1_500))
-            .await?;
-        host.stop().await?;
+        // It is asked in the middle: stopped with its n-th delivery, it finds the signal when it goes on.
+        let order = format!("{}@{}=stop", Point::AfterKey, random.u64(300..3_000));
+        let mut host = Host::launch_armed(place, &config, Some(&order))?;
+        host.until_frozen().await?;
+        host.sigterm()?;
+        host.thaw()?;
+        assert_eq!(host.exit_code().await?, 0);
         let unsent = store.count("hapax_outbox").await?;
         ensure!(
             unsent == 0,
@@ -49,32 +51,16 @@ pub async fn with_sigterm_under_load_every_life_ends_well(place: &Place) -> Chec
 /// A second signal does not wait for a handler that hangs. The message is still there.
 pub async fn a_second_signal_ends_it_at_once_and_loses_nothing(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
-    let hang = serde_json::json!({"query": ["SELECT pg_sleep(25)", []]});
-    let grant = r#"{ write = ["t_effects"], functions = ["pg_sleep"] }"#;
-    let consumer = scene
-        .probe()?
-        .set("grant", grant)
-        .set("limits", r#"{ wall = "60s" }"#);
-    let config = scene
-        .config("host", consumer)
-        .store_line("statement-timeout = \"60s\"");
-    let mut host = Host::start(place, &config).await?;
-    scene
-        .publish(&[message("k", &[scene::insert("k", 0), hang])])
-        .await?;
-    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-    crate::support::wait::until_equal("handlers that hang", 1, async || {
-        scene.store.number(asleep).await
-    })
-    .await?;
+    // Longer than this test waits for anything, and so is the drain.
+    let mut host = hanging(place, &scene, "shutdown-timeout = \"10m\"").await?;
     host.sigterm()?;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    host.until_says("Draining").await?;
     ensure!(
         host.is_running()?,
         "the first signal did not wait for the handler"
     );
     host.sigterm()?;
-    tokio::time::timeout(Duration::from_secs(5), host.exit_code()).await??;
+    assert_eq!(host.exit_code().await?, 1);
     assert_eq!(scene.broker.left_over(IN).await?, 1);
     assert_eq!(scene.effects().await?, [""; 0]);
     Ok(())
@@ -83,31 +69,37 @@ pub async fn a_second_signal_ends_it_at_once_and_loses_nothing(place: &Place) ->
 /// A handler that takes longer than the drain may: the host leaves with exit code 1, and loses nothing.
 pub async fn a_drain_that_takes_too_long_is_given_up(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
-    let hang = serde_json::json!({"query": ["SELECT pg_sleep(25)", []]});
-    let grant = r#"{ write = ["t_effects"], functions = ["pg_sleep"] }"#;
-    let consumer = scene
-        .probe()?
-        .set("grant", grant)
-        .set("limits", r#"{ wall = "60s" }"#);
-    let config = scene
-        .config("host", consumer)
-        .store_line("statement-timeout = \"60s\"")
-        .host_line("shutdown-timeout = \"300ms\"");
-    let mut host = Host::start(place, &config).await?;
-    scene
-        .publish(&[message("k", &[scene::insert("k", 0), hang])])
-        .await?;
-    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' \
-                  AND datname = current_database()";
-    crate::support::wait::until_equal("handlers that hang", 1, async || {
-        scene.store.number(asleep).await
-    })
-    .await?;
+    let mut host = hanging(place, &scene, "shutdown-timeout = \"300ms\"").await?;
     host.sigterm()?;
     assert_eq!(host.exit_code().await?, 1);
     assert_eq!(scene.broker.left_over(IN).await?, 1);
     assert_eq!(scene.effects().await?, [""; 0]);
     Ok(())
+}
+
+/// A host with one message, whose handler hangs in the database.
+async fn hanging(place: &Place, scene: &Scene, host_line: &str) -> anyhow::Result<Host> {
+    let hang = serde_json::json!({"query": ["SELECT pg_sleep(600)", []]});
+    let grant = r#"{ write = ["t_effects"], functions = ["pg_sleep"] }"#;
+    let consumer = scene
+        .probe()?
+        .set("grant", grant)
+        .set("limits", r#"{ wall = "10m" }"#);
+    let config = scene
+        .config("host", consumer)
+        .store_line("statement-timeout = \"10m\"")
+        .host_line(host_line);
+    let host = Host::start(place, &config).await?;
+    scene
+        .publish(&[message("k", &[scene::insert("k", 0), hang])])
+        .await?;
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' \
+                  AND datname = current_database()";
+    wait::until_equal("handlers that hang", 1, async || {
+        scene.store.number(asleep).await
+    })
+    .await?;
+    Ok(host)
 }
 
 /// What a host has fetched and not begun goes back to the queue.

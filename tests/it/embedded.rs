@@ -1,6 +1,7 @@
 //! The embedded broker: queue, ledger and outbox in one SQLite file, and the host is killed.
 
 use anyhow::{Context, ensure};
+use hapax::failpoint::Point;
 
 use crate::Checked;
 use crate::support::host::{self, Config, Consumer, Host};
@@ -23,13 +24,14 @@ pub async fn sigkills_lose_and_double_nothing(place: &Place) -> Checked {
 
     let share = (ORDERS + DUPLICATES) as u64 / (KILLS + 1);
     for kill in 0..KILLS {
-        let host = Host::start(place, &config).await?;
-        host.until_metric("hapax_committed_total", random.u64(share / 4..share))
-            .await?;
-        host.sigkill()?;
+        // With its n-th delivery, as in `exactly_once`: it cannot have settled more.
+        let life = random.u64(share / 4..share);
+        let order = format!("{}@{life}=kill", Point::AfterKey);
+        let host = Host::launch_armed(place, &config, Some(&order))?;
+        host.until_killed_at(Point::AfterKey).await?;
         ensure!(
             left(&store, orders::QUEUE).await? > 0,
-            "kill {kill} came too late"
+            "kill {kill} left nothing in the queue"
         );
     }
     let host = Host::start(place, &config).await?;

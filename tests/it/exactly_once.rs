@@ -1,16 +1,21 @@
 //! The host is killed, again and again, while messages flow.
 
+use hapax::failpoint::Point;
+
 use crate::Checked;
 use crate::support::broker::VirtualHost;
 use crate::support::host::{Config, Consumer, Host};
 use crate::support::orders::{self, Orders};
 use crate::support::place::Place;
+use crate::support::proxy::{Commits, Proxy};
 use crate::support::store::Store;
 use crate::support::{scene, servers};
 
 const ORDERS: usize = 20_000;
 const DUPLICATES: usize = 5_000;
 const KILLS: u64 = 6;
+/// Kills of the two hosts, and one more portion of the orders for those that are left.
+const TURNS: usize = 4;
 
 pub async fn six_sigkills_lose_and_double_nothing_on_postgres(place: &Place) -> Checked {
     six_sigkills(place, Store::postgres().await?).await
@@ -24,21 +29,20 @@ async fn six_sigkills(place: &Place, store: Store) -> Checked {
     let mut random = place.random();
     let broker = servers::rabbit().await?.create_vhost().await?;
     let orders = Orders::generate(&mut random, ORDERS, DUPLICATES);
-    prepare(&store, &broker, &orders).await?;
+    prepare(&store, &broker).await?;
+    broker.publish(orders::QUEUE, &orders.messages).await?;
 
     let config = Config::new("host", &store.url, &broker.url).consumer(Consumer::points()?);
-    let deliveries = (ORDERS + DUPLICATES) as u64;
+    let share = (ORDERS + DUPLICATES) as u64 / (KILLS + 1);
     for kill in 0..KILLS {
-        let host = Host::start(place, &config).await?;
-        // Each life gets a random part of an even share, so that work is left for every life.
-        let share = deliveries / (KILLS + 1);
+        // With its n-th delivery: whatever lanes, acknowledgements and relay are at in that moment. Nobody can
+        // have settled more than it was given, so there is work in its hands, and work left for every life.
         let life = random.u64(share / 4..share);
-        host.until_metric("hapax_committed_total", life).await?;
-        let pause = random.u64(0..20);
-        tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
-        host.sigkill()?;
+        let order = format!("{}@{life}=kill", Point::AfterKey);
+        let host = Host::launch_armed(place, &config, Some(&order))?;
+        host.until_killed_at(Point::AfterKey).await?;
         let left = broker.left_over(orders::QUEUE).await?;
-        anyhow::ensure!(left > 0, "kill {kill} came too late: the queue was empty");
+        anyhow::ensure!(left > 0, "kill {kill} left nothing in the queue");
     }
     let host = Host::start(place, &config).await?;
     scene::until_settled(&host, &broker, orders::QUEUE, &store).await?;
@@ -51,26 +55,39 @@ pub async fn two_hosts_on_one_queue_are_killed_in_turn(place: &Place) -> Checked
     let store = Store::postgres().await?;
     let broker = servers::rabbit().await?.create_vhost().await?;
     let orders = Orders::generate(&mut random, ORDERS, DUPLICATES);
-    prepare(&store, &broker, &orders).await?;
+    prepare(&store, &broker).await?;
 
-    let consumer = || Ok::<_, anyhow::Error>(Consumer::points()?.set("prefetch", "256"));
-    let configs = [
-        Config::new("first", &store.url, &broker.url).consumer(consumer()?),
-        Config::new("second", &store.url, &broker.url).consumer(consumer()?),
-    ];
+    let portion = orders.messages.len().div_ceil(TURNS + 1);
+    let mut configs = Vec::new();
+    let mut proxies = Vec::new();
     let mut hosts = Vec::new();
-    for config in &configs {
-        hosts.push(Some(Host::start(place, config).await?));
+    for label in ["first", "second"] {
+        let proxy = Proxy::to(servers::postgres().await?.address()).await?;
+        let through = store.url_through(proxy.address());
+        let consumer = Consumer::points()?.set("prefetch", "256");
+        let config = Config::new(label, &through, &broker.url).consumer(consumer);
+        hosts.push(Some(Host::start(place, &config).await?));
+        configs.push(config);
+        proxies.push(proxy);
     }
-    for turn in 0..4 {
-        let (slot, config) = (&mut hosts[turn % 2], &configs[turn % 2]);
-        let host = slot.take().expect("a host that is killed is started again");
-        host.until_metric("hapax_committed_total", random.u64(200..1_500))
+    for (turn, portion) in orders.messages.chunks(portion).enumerate() {
+        let (slot, proxy) = (&mut hosts[turn % 2], &proxies[turn % 2]);
+        if turn == TURNS {
+            broker.publish(orders::QUEUE, portion).await?;
+            break;
+        }
+        // Both are subscribed, so both are given a part of it; one comes to a COMMIT and no further.
+        proxy.commits(Commits::Hold);
+        broker.publish(orders::QUEUE, portion).await?;
+        proxy
+            .until_holds("hapax points ", random.usize(1..=4))
             .await?;
+        let host = slot.take().expect("a host that is killed is started again");
         host.sigkill()?;
-        let left = broker.depth(orders::QUEUE).await?.ready;
-        anyhow::ensure!(left > 0, "kill {turn} came too late: the queue was empty");
-        *slot = Some(Host::start(place, config).await?);
+        // The end of its lines has to get through what is held.
+        proxy.cut();
+        proxy.commits(Commits::Pass);
+        *slot = Some(Host::start(place, &configs[turn % 2]).await?);
     }
     for host in hosts.iter().flatten() {
         scene::until_settled(host, &broker, orders::QUEUE, &store).await?;
@@ -81,9 +98,8 @@ pub async fn two_hosts_on_one_queue_are_killed_in_turn(place: &Place) -> Checked
     orders::assert_exactly_once(&orders, &store, &broker).await
 }
 
-/// Makes tables and queues and fills the queue.
-async fn prepare(store: &Store, broker: &VirtualHost, orders: &Orders) -> Checked {
+/// Makes tables and queues.
+async fn prepare(store: &Store, broker: &VirtualHost) -> Checked {
     orders::create_tables(store).await?;
-    broker.declare(&[orders::QUEUE, orders::OUTPUT]).await?;
-    broker.publish(orders::QUEUE, &orders.messages).await
+    broker.declare(&[orders::QUEUE, orders::OUTPUT]).await
 }

@@ -1,4 +1,5 @@
-//! The process tests: the real binary against real servers, one module per kind of trouble.
+//! The process tests: the real binary against real servers, one module per kind of trouble. Which tests guard
+//! against the traps that other systems have walked into is listed in `traps`.
 //!
 //! They are one binary with a `main` of its own, so that the private servers start once, when
 //! the first selected test asks for them, and stop when the last one is done.
@@ -24,12 +25,14 @@ mod fuzz;
 mod hot_load;
 mod least_privilege;
 mod message_content;
+mod metrics;
 mod one_key_fifty_times;
 mod operator;
 mod operator_consumers;
 mod operator_ledger;
 mod operator_outbox;
 mod outage;
+mod outbox_rows;
 mod random_schedules;
 mod relay_trouble;
 mod retention;
@@ -41,6 +44,7 @@ mod strict_order;
 mod support;
 mod swallowed_errors;
 mod time_limits;
+mod traps;
 mod two_hosts;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -156,7 +160,9 @@ fn main() -> ExitCode {
             each store: does_not_happen_at_any_other_moment;
         }
         failing_message {
+            once: that_always_conflicts_takes_only_itself_out;
             each store:
+                none_makes_one_transaction_of_its_batch,
                 takes_only_itself_out_of_its_batch,
                 commits_later_from_the_table,
                 is_copied_where_its_consumer_says;
@@ -224,6 +230,15 @@ fn main() -> ExitCode {
                 survives_retry_park_and_replay_unchanged,
                 keys_that_look_alike_stay_different,
                 equal_messages_without_idempotency_send_different_ids;
+        }
+        outbox_rows {
+            each store: that_no_frame_can_hold_end_no_connection;
+        }
+        metrics {
+            each store: tell_what_has_happened;
+        }
+        traps {
+            once: each_has_its_tests;
         }
         relay_trouble {
             each store:

@@ -1,7 +1,5 @@
 //! A handler ignores an error of the database and goes on. Nothing half done may stay.
 
-use std::time::Duration;
-
 use anyhow::ensure;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
@@ -236,9 +234,11 @@ pub async fn a_busy_sqlite_file_leaves_nothing_behind(place: &Place) -> Checked 
     let mut other = sqlx::SqliteConnection::connect_with(&options).await?;
     sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await?;
     scene.publish(&[scene::ordinary("k")]).await?;
-    host.until_metric("hapax_deliveries_total", 1).await?;
-    // Longer than any statement of the host waits for the file.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // The host has waited for the file, has given up, and has tried again.
+    wait::until("the lane to fail at the lock", wait::PATIENCE, async || {
+        Ok((host.metric("hapax_setbacks_total").await? >= 2).then_some(()))
+    })
+    .await?;
     assert_eq!(host.metric("hapax_committed_total").await?, 0);
     sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
     other.close().await?;
@@ -249,9 +249,10 @@ pub async fn a_busy_sqlite_file_leaves_nothing_behind(place: &Place) -> Checked 
     Ok(())
 }
 
-/// Waits until a session of the host waits for a lock, or no longer does.
+/// Waits until a lane of the host waits for a lock, or no longer does.
 async fn until_blocked(scene: &Scene, blocked: bool) -> Checked {
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+               AND datname = current_database() AND application_name LIKE 'hapax probe %'";
     wait::until(
         "a session to wait for a lock, or to give up",
         wait::PATIENCE,

@@ -13,6 +13,7 @@ use lapin::Connection;
 use lapin::options::ExchangeDeclareOptions;
 use lapin::types::{FieldTable, ShortString};
 
+use crate::amqp;
 use crate::config::{self, Config, StoreKind};
 use crate::host::{StartError, broker_address, open_store, rules};
 use crate::operations::Request;
@@ -208,7 +209,7 @@ async fn check_broker(config: &Config, report: &mut Report) {
         }
     }
     // What was asked is answered.
-    let _ = connection.close(200, ShortString::from("OK")).await;
+    amqp::close(&connection).await;
 }
 
 async fn look_for_queue(connection: &Connection, queue: &str) -> Result<(), QueueError> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::failpoint::{self, Point};
 use crate::failure::code;
 use crate::key::{FINGERPRINT_BYTES, Identity};
 use crate::ledger::{Judgement, judge};
@@ -173,6 +174,7 @@ impl Pass<'_> {
             })
             .collect::<Vec<_>>();
         let new = session.claim(self.rule(), &claims).await?;
+        failpoint::pass(Point::MidClaim);
         let known = first
             .iter()
             .zip(&new)

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::join_all;
-use lapin::types::ShortString;
 
-use crate::amqp::{Address, ConnectError};
+use crate::amqp::{self, Address, ConnectError};
 use crate::config::{self, BrokerKind, Config, Order, Retention, StoreKind};
 use crate::consumer::{Consumer, Parts as ConsumerParts};
 use crate::effects::outbox::Composer;
@@ -363,7 +362,7 @@ async fn check_queues(
         };
         check_queue(&connection, settings).await.map_err(failed)?;
     }
-    let _ = connection.close(200, ShortString::from("OK")).await;
+    amqp::close(&connection).await;
     Ok(())
 }
 

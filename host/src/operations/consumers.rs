@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint::{self, Point};
 use crate::host::pause_reason;
 use crate::store::{ConsumerMarks, JournalEntry, Mark, Session};
 
@@ -201,6 +202,7 @@ impl Operations {
             };
             if changed {
                 session.upkeep().set_pause(row.id, pause).await?;
+                failpoint::pass(Point::AfterPause);
                 let entry = JournalEntry {
                     at: 0,
                     actor: wish.who.clone(),
@@ -306,6 +308,7 @@ impl Operations {
                     .upkeep()
                     .forget_fingerprints(row.id, &key, STEP_ROWS)
                     .await?;
+                failpoint::pass(Point::MidRekey);
             }
         }
         let entry = JournalEntry {
@@ -324,6 +327,7 @@ impl Operations {
             .upkeep()
             .set_rules(row.id, &rekey.key_rule, &rekey.fingerprint_rule)
             .await?;
+        failpoint::pass(Point::AfterRekey);
         rekeyed.changed = true;
         Ok(rekeyed)
     }

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Idempotency, Retention};
+use crate::failpoint::{self, Point};
 use crate::key::MAX_KEY_BYTES;
 use crate::store::{
     ClaimRule, ConsumerId, Fate, JournalEntry, LedgerRecord, Mark, Session, WaitingFilter,
@@ -275,7 +276,9 @@ impl Operations {
             .iter()
             .map(|record| record.key.as_slice())
             .collect::<Vec<_>>();
-        for gone in session.upkeep().ledger_forget(id, &keys).await? {
+        let forgotten = session.upkeep().ledger_forget(id, &keys).await?;
+        failpoint::pass(Point::AfterForget);
+        for gone in forgotten {
             let gone = hex::encode(gone);
             for key in told.iter_mut().filter(|key| key.key_hex == gone) {
                 key.forgotten = true;
@@ -292,6 +295,7 @@ impl Operations {
         name: &str,
     ) -> Result<(), OperationError> {
         let generation = session.upkeep().raise_generation(id).await?;
+        failpoint::pass(Point::AfterGeneration);
         let started = Instant::now();
         for old in (generation - OLD_GENERATIONS).max(0)..generation {
             let mark = Mark::Generation(id, old);
@@ -354,7 +358,10 @@ impl Operations {
                 .iter()
                 .map(|(key, fingerprint)| (key.as_slice(), fingerprint.as_slice()))
                 .collect::<Vec<_>>();
-            session.upkeep().ledger_import(rule, &keys).await?
+            failpoint::pass(Point::BeforeImport);
+            let new = session.upkeep().ledger_import(rule, &keys).await?;
+            failpoint::pass(Point::AfterImport);
+            new
         };
         Ok(Imported {
             new,

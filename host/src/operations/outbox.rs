@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint::{self, Point};
 use crate::store::{OutboxFilter, OutboxListing, Session};
 
 use super::wire::Wire;
@@ -119,7 +120,9 @@ impl Operations {
                 "the message {id} does not wait: it is in the memory of a host, which is sending it"
             )));
         }
-        Ok(session.upkeep().outbox_retry(&query.filter()).await?)
+        let due = session.upkeep().outbox_retry(&query.filter()).await?;
+        failpoint::pass(Point::AfterOutboxRetry);
+        Ok(due)
     }
 
     async fn outbox_row(

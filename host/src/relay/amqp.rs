@@ -11,7 +11,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
 
-use crate::amqp::{Address, hand_over};
+use crate::amqp::{self, Address, hand_over};
 use crate::failpoint::{self, Point};
 use crate::message::{Message, encode_properties};
 use crate::store::OutboxRecord;
@@ -213,7 +213,7 @@ impl Publisher for AmqpPublisher {
 
     async fn close(&mut self) {
         if let Some(link) = self.link.take() {
-            let _ = link.connection.close(200, ShortString::from("OK")).await;
+            amqp::close(&link.connection).await;
         }
     }
 }

@@ -15,7 +15,22 @@ pub enum CommitFault {
     After,
 }
 
-pub struct Faults(Mutex<Inner>);
+/// A mistake that the program does not make, made in its place, to see that it is found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    None,
+    /// A message is acknowledged when a lane gets it.
+    AckFirst,
+    /// A row of the outbox is taken for confirmed, and removed, while its message is on its way.
+    DeleteFirst,
+    /// Keys are claimed for good, whatever becomes of the transaction that claims them.
+    ClaimOutside,
+}
+
+pub struct Faults {
+    inner: Mutex<Inner>,
+    pub sabotage: Sabotage,
+}
 
 struct Inner {
     random: fastrand::Rng,
@@ -27,24 +42,28 @@ struct Inner {
 }
 
 impl Faults {
-    pub fn new(seed: u64, per_mille: u32) -> Self {
-        Self(Mutex::new(Inner {
+    pub fn new(seed: u64, per_mille: u32, sabotage: Sabotage) -> Self {
+        let inner = Inner {
             random: fastrand::Rng::with_seed(seed),
             per_mille,
             calm: false,
             away_until: None,
-        }))
+        };
+        Self {
+            inner: Mutex::new(inner),
+            sabotage,
+        }
     }
 
     /// Nothing fails, and nothing takes time.
     pub fn none() -> Self {
-        let faults = Self::new(0, 0);
+        let faults = Self::new(0, 0, Sabotage::None);
         faults.with(|inner| inner.calm = true);
         faults
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// From now on nothing fails any more; things still take their time.

@@ -21,6 +21,7 @@ use crate::sandbox::{Environment, Seeds};
 use crate::store::{ConsumerId, Dialect, HostId, OutboxRecord, Store};
 use crate::waiting;
 
+use super::faults::Sabotage;
 use super::guest::{INSERT_ONE, PLUGIN};
 use super::session::ModelStore;
 use super::world::World;
@@ -135,6 +136,9 @@ async fn source(world: Arc<World>, consumer: Arc<Consumer>, lanes: Lanes) {
             let more = world.broker.more.notified();
             while let Some((tag, queued)) = world.broker.deliver(channel.1, PREFETCH.into()) {
                 world.faults.round_trip().await;
+                if world.faults.sabotage == Sabotage::AckFirst {
+                    acks.settle(vec![tag]);
+                }
                 let origin = Origin::Queue {
                     acks: Arc::clone(&acks),
                     tag,
@@ -199,7 +203,15 @@ impl Publisher for SimulatedPublisher {
                 sent.push(Sent::Returned("no queue is bound".into()));
                 continue;
             }
-            self.world.arrive(record);
+            if faults.sabotage == Sabotage::DeleteFirst {
+                let (world, record) = (Arc::clone(&self.world), record.clone());
+                tokio::spawn(async move {
+                    world.faults.round_trip().await;
+                    world.arrive(&record);
+                });
+            } else {
+                self.world.arrive(record);
+            }
             sent.push(Sent::Confirmed);
         }
         faults.round_trip().await;

@@ -15,7 +15,7 @@ use crate::store::{
 use super::database::{
     Database, LedgerEntry, OutboxEntry, Row, Transaction, WaitingEntry, all_seen, place, seen,
 };
-use super::faults::CommitFault;
+use super::faults::{CommitFault, Sabotage};
 
 /// The one statement that the handler of the simulation runs.
 pub const INSERT: &str = "INSERT INTO t_effects";
@@ -344,6 +344,14 @@ impl Session for ModelSession {
             }
             if !there {
                 let entry = self.fresh(rule, claim, Fate::Committed);
+                if self.database.faults.sabotage == Sabotage::ClaimOutside {
+                    let mut other = self.database.begin();
+                    other
+                        .changes
+                        .ledger
+                        .insert(key.clone(), Some(entry.clone()));
+                    self.database.commit(other);
+                }
                 let open = self.open();
                 open.changes.ledger.insert(key.clone(), Some(entry));
                 open.claimed.insert(key);

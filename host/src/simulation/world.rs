@@ -14,7 +14,7 @@ use crate::store::{Fate, OutboxRecord, Status};
 
 use super::broker::Broker;
 use super::database::{Committed, Database, OutboxEntry};
-use super::faults::Faults;
+use super::faults::{Faults, Sabotage};
 use super::host::SimulatedHost;
 
 /// As in the configuration of the consumer.
@@ -45,8 +45,8 @@ pub struct Tally {
 }
 
 impl World {
-    fn new(seed: u64, per_mille: u32) -> Arc<Self> {
-        let faults = Arc::new(Faults::new(seed, per_mille));
+    fn new(seed: u64, per_mille: u32, sabotage: Sabotage) -> Arc<Self> {
+        let faults = Arc::new(Faults::new(seed, per_mille, sabotage));
         let lock_timeout = Duration::from_millis(500);
         let database = Database::new(Arc::clone(&faults), lock_timeout, 1_700_000_000_000_000);
         let world = Arc::new(Self {
@@ -250,13 +250,17 @@ fn key_of_bytes(body: &[u8]) -> String {
 }
 
 /// Runs the schedule of a seed. The error lists what did not hold.
-pub async fn run(seed: u64, settings: &config::Consumer) -> Result<Tally, String> {
+pub async fn run(
+    seed: u64,
+    settings: &config::Consumer,
+    sabotage: Sabotage,
+) -> Result<Tally, String> {
     let mut random = fastrand::Rng::with_seed(seed);
     // What the code under test draws by itself, such as jitter.
     fastrand::seed(seed);
     // Some schedules are all crashes, others all lost connections.
     let per_mille = [0, 2, 10, 30][random.usize(0..4)];
-    let world = World::new(seed, per_mille);
+    let world = World::new(seed, per_mille, sabotage);
     let mut tally = Tally::default();
     let mut hosts = (0..1 + random.i32(0..2))
         .map(|_| Some(SimulatedHost::start(&world, settings, random.i32(1..))))

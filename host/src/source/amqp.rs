@@ -14,13 +14,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::ReadyChunks;
-use lapin::Connection;
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 
 use crate::ack::AckQueue;
-use crate::amqp::Address;
+use crate::amqp::{self, Address};
 use crate::backoff::Backoff;
 use crate::config::Declare;
 use crate::failpoint::{self, Point};
@@ -127,7 +126,7 @@ impl AmqpSource {
         let ended = self.pump(deliveries, &acks, &mut acker, tag, narrow).await;
         acks.close();
         if ended.is_ok() {
-            leave(connection).await;
+            amqp::close(&connection).await;
         }
         ended
     }
@@ -236,12 +235,5 @@ impl AmqpSource {
         let work = Work::delivered(&self.feed.consumer, message, delivery.redelivered, origin);
         self.feed.dispatch(work).await;
         Ok(())
-    }
-}
-
-/// Closes in an orderly way, so that the last acknowledgements arrive.
-async fn leave(connection: Connection) {
-    if let Err(error) = connection.close(200, ShortString::from("OK")).await {
-        tracing::debug!(%error, "Connection not closed in an orderly way");
     }
 }

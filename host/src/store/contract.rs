@@ -192,6 +192,22 @@ macro_rules! in_every_dialect {
 }
 use in_every_dialect;
 
+/// Declares tests that need a server.
+macro_rules! on_a_server {
+    ($($name:ident)*) => {
+        mod on_a_server {
+            $(#[tokio::test]
+            async fn $name() {
+                if let Some(fixture) = crate::store::contract::Fixture::postgres(stringify!($name)).await {
+                    super::$name(&fixture).await;
+                    fixture.remove().await;
+                }
+            })*
+        }
+    };
+}
+use on_a_server;
+
 /// Declares those tests of a file that hold for the simulation's database too. It knows no SQL, no sweep and
 /// no operators.
 macro_rules! in_memory {

@@ -1,16 +1,28 @@
 //! What happens on a day without a crash, and what an operator does about it.
 
 use anyhow::{Context, ensure};
-use serde_json::json;
+use hapax::failpoint;
+use serde_json::{Value, json};
 
 use crate::support::broker::Message;
-use crate::support::host::Host;
-use crate::support::scene::{defer, insert, message, publish};
+use crate::support::host::{self, Config, Host};
+use crate::support::place::Place;
+use crate::support::scene::{OUT, defer, insert, message, publish};
 
-use super::stack::World;
+use super::scenario::Day;
+use super::stack::{Stack, World};
 
-/// Messages of every kind: good ones, some of them several times, and each way to fail.
-pub fn messages() -> Vec<Message> {
+pub fn messages(day: Day) -> Vec<Message> {
+    match day {
+        Day::Ordinary | Day::Mended => of_every_kind(),
+        // What the ledger forgets must not come again.
+        Day::Expiring | Day::Rekeyed => distinct(),
+        Day::Lines => in_lines(),
+    }
+}
+
+/// Good ones, some of them several times, and each way to fail.
+fn of_every_kind() -> Vec<Message> {
     let mut messages = Vec::new();
     for number in 0..10 {
         let order = format!("a-{number}");
@@ -49,8 +61,8 @@ pub fn messages() -> Vec<Message> {
     messages
 }
 
-/// Good messages, each once: what the ledger forgets must not come again.
-pub fn distinct_messages() -> Vec<Message> {
+/// Good messages, each once.
+fn distinct() -> Vec<Message> {
     let order = |number| format!("a-{number}");
     (0..10)
         .map(|number| {
@@ -62,6 +74,30 @@ pub fn distinct_messages() -> Vec<Message> {
         .collect()
 }
 
+/// The first of each line fails once, and the others wait behind it. All of them give an answer, and some are
+/// asked twice.
+fn in_lines() -> Vec<Message> {
+    let mut messages = Vec::new();
+    for number in 0..4 {
+        for line in ["k", "l", "m"] {
+            let order = format!("{line}-{number}");
+            let mut steps = vec![
+                insert(&order, 0),
+                json!({"reply": {"order_id": order, "line": line}}),
+            ];
+            if number == 0 {
+                steps.push(json!({"retry_until_attempt": 2}));
+            }
+            let mut message = Message::json(&json!({"order_id": order, "line": line, "do": steps}));
+            message.properties = message.properties.with_reply_to(OUT.into());
+            messages.push(message);
+        }
+    }
+    let copies = messages.iter().step_by(4).cloned().collect::<Vec<_>>();
+    messages.extend(copies);
+    messages
+}
+
 /// How far the operator came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operated {
@@ -70,30 +106,142 @@ pub enum Operated {
     Interrupted,
 }
 
-/// Mends what made `f-` fail and replays it; gives `x-` up. Can be done again after it was interrupted.
+/// Does what is to be done on this day. Can be done again after it was interrupted.
 pub async fn operate(
+    place: &Place,
     world: &World,
     host: &mut Host,
     failpoints: Option<&str>,
 ) -> anyhow::Result<Operated> {
-    let mended = "INSERT INTO t_parents VALUES ('late') ON CONFLICT DO NOTHING";
-    world.store.execute(mended).await?;
-    let listed = host.cli(&["parked", "list", "--json"]).await?.json()?;
-    for entry in listed.as_array().context("not a list")? {
-        let id = entry["id"].as_str().context("no id")?;
-        let (command, agreed) = match entry["key"].as_str().and_then(|key| key.chars().next()) {
-            Some('f') => ("replay", None),
-            Some('x') => ("discard", Some("--yes")),
-            _ => continue,
-        };
-        let arguments = ["parked", command, id].into_iter().chain(agreed);
-        let arguments = arguments.collect::<Vec<_>>();
-        let ended = host.cli_armed(&arguments, failpoints).await?;
-        let killed = ended.code.is_none() && ended.stderr.contains("hapax: failpoint");
-        if killed || (failpoints.is_some() && ended.code != Some(0)) {
-            return Ok(Operated::Interrupted);
-        }
-        ensure!(ended.code == Some(0), "parked {command}: {ended:?}");
+    let operator = Operator {
+        host,
+        failpoints,
+        stack: world.stack,
+    };
+    let done = match world.day {
+        Day::Mended => operator.mend(place).await,
+        _ => operator.replay_and_discard(world).await,
+    };
+    match done {
+        Ok(()) => Ok(Operated::Done),
+        Err(error) if error.is::<Interrupted>() => Ok(Operated::Interrupted),
+        Err(error) => Err(error),
     }
-    Ok(Operated::Done)
+}
+
+/// The rules that a day's consumer gets when it is over.
+pub fn rekeyed(world: &World) -> anyhow::Result<Config> {
+    let consumer = world.consumer.clone().set("fingerprint", "\"none\"");
+    Ok(world.config.clone().only(consumer))
+}
+
+/// Makes the store take them. No host may run.
+pub async fn rekey(
+    place: &Place,
+    world: &World,
+    failpoints: Option<&str>,
+) -> anyhow::Result<host::Ended> {
+    let file = rekeyed(world)?.write(&place.dir)?;
+    let arguments = ["consumers", "rekey", "probe", "--yes"];
+    host::cli_armed(&file, &arguments, failpoints).await
+}
+
+/// A command was killed, or took the host along.
+#[derive(Debug, thiserror::Error)]
+#[error("the operator was interrupted")]
+struct Interrupted;
+
+/// A person at the command line, whose commands may be killed.
+struct Operator<'a> {
+    host: &'a Host,
+    failpoints: Option<&'a str>,
+    stack: Stack,
+}
+
+impl Operator<'_> {
+    async fn run(&self, arguments: &[&str]) -> anyhow::Result<host::Ended> {
+        self.run_with(&[], arguments).await
+    }
+
+    async fn run_with(
+        &self,
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> anyhow::Result<host::Ended> {
+        let armed = self.failpoints.map(|orders| (failpoint::VARIABLE, orders));
+        let variables = variables.iter().copied().chain(armed).collect::<Vec<_>>();
+        let ended = self.host.cli_with(&variables, arguments).await?;
+        let killed = ended.code.is_none() && ended.stderr.contains("hapax: failpoint");
+        // A command whose daemon is gone says that it cannot reach it.
+        let may_lose_its_daemon = self.failpoints.is_some() && self.stack == Stack::File;
+        if killed || (may_lose_its_daemon && ended.code != Some(0)) {
+            return Err(Interrupted.into());
+        }
+        Ok(ended)
+    }
+
+    async fn done(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let ended = self.run(arguments).await?;
+        ensure!(ended.code == Some(0), "{arguments:?}: {ended:?}");
+        Ok(())
+    }
+
+    /// The parked messages of keys that begin with a letter, by id and key.
+    async fn parked(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let listed = self.host.cli(&["parked", "list", "--json"]).await?.json()?;
+        let listed = listed.as_array().context("not a list")?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let parked = |entry: &Value| Some((text(&entry["id"])?, text(&entry["key"])?));
+        Ok(listed.iter().filter_map(parked).collect())
+    }
+
+    /// Mends what made `f-` fail and replays it; gives `x-` up.
+    async fn replay_and_discard(&self, world: &World) -> anyhow::Result<()> {
+        let mended = "INSERT INTO t_parents VALUES ('late') ON CONFLICT DO NOTHING";
+        world.store.execute(mended).await?;
+        for (id, key) in self.parked().await? {
+            match key.chars().next() {
+                Some('f') => self.done(&["parked", "replay", &id]).await?,
+                Some('x') => self.done(&["parked", "discard", &id, "--yes"]).await?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything else: a pause, a correction, another try, keys that are taken over, and one that is forgotten.
+    async fn mend(&self, place: &Place) -> anyhow::Result<()> {
+        self.done(&["consumers", "pause", "probe", "--why", "the shop moves"])
+            .await?;
+        self.done(&["consumers", "resume", "probe"]).await?;
+
+        let editor = [("EDITOR", "sed -i s/reject/ignored/")];
+        for (id, key) in self.parked().await? {
+            if !key.starts_with("j-") {
+                continue;
+            }
+            let edit = ["parked", "replay", &id, "--edit"];
+            let edited = self.run_with(&editor, &edit).await?;
+            if edited.code == Some(1) && edited.stderr.contains("was not changed") {
+                // It was, before the interruption.
+                self.done(&["parked", "replay", &id]).await?;
+            } else {
+                ensure!(edited.code == Some(0), "{edited:?}");
+            }
+        }
+
+        self.done(&["outbox", "retry", "--all", "--yes"]).await?;
+
+        let keys = place.dir.join("keys.txt");
+        std::fs::write(&keys, "i-0\ni-1\n")?;
+        let keys = keys.to_str().context("the path is not UTF-8")?;
+        self.done(&["ledger", "import", keys]).await?;
+
+        if self.host.cli(&["ledger", "show", "a-1"]).await?.code == Some(0) {
+            let why = ["--why", "by mistake", "--yes"];
+            self.done(&[&["ledger", "forget", "a-1"][..], &why].concat())
+                .await?;
+        }
+        Ok(())
+    }
 }

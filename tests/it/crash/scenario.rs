@@ -11,16 +11,37 @@ pub enum When {
     Migrating,
     /// The host starts, or works.
     Running,
+    /// The host works for a strict consumer, whose messages wait behind each other.
+    InLine,
     /// The host has been asked to stop under load.
     Draining,
     /// It has been asked to stop while the database refuses what it had begun.
     DrainingInTrouble,
     /// An operator replays and discards parked messages.
     Operating,
+    /// An operator does everything else that may be done while a host runs.
+    Mending,
+    /// The rules are changed, while no host runs.
+    Rekeying,
     /// The connection to the database is cut while the answer of a COMMIT comes back.
     InDoubt,
     /// Everything has expired.
     Expired,
+}
+
+/// What kind of messages come, to what kind of consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Day {
+    /// Messages of every kind, and an operator who replays and discards.
+    Ordinary,
+    /// Messages that are forgotten soon.
+    Expiring,
+    /// Messages in lines, to a strict consumer that answers.
+    Lines,
+    /// Messages of every kind, and an operator who does everything else.
+    Mended,
+    /// Good messages, and rules that are changed after them.
+    Rekeyed,
 }
 
 pub struct Scenario {
@@ -29,6 +50,18 @@ pub struct Scenario {
     pub when: When,
     /// The passage that is the last.
     pub passage: u64,
+}
+
+impl Scenario {
+    pub fn day(&self) -> Day {
+        match self.when {
+            When::Expired => Day::Expiring,
+            When::InLine => Day::Lines,
+            When::Mending => Day::Mended,
+            When::Rekeying => Day::Rekeyed,
+            _ => Day::Ordinary,
+        }
+    }
 }
 
 /// `Err` holds the reason why a point cannot be reached on this stack.
@@ -40,9 +73,10 @@ pub fn of(point: Point, stack: Stack) -> Result<Scenario, &'static str> {
         // Only what was delivered before, and what comes from the table, runs alone.
         BeforeStart | AfterStart => (&[AfterClaim], When::Running),
         BeforeUndoStart => (&[AfterClaim], When::DrainingInTrouble),
-        AfterBegin | AfterClaim | MidHandler | MidStatement => (&[], When::Running),
-        BeforeEffects | AfterEffects | MidRetry | MidPark => (&[], When::Running),
-        AfterOutbox | BeforeCommit | AtCommit | AfterCommit => (&[], When::Running),
+        AfterBegin | MidClaim | AfterClaim | MidHandler | MidStatement => (&[], When::Running),
+        BeforeEffects | AfterEffects | AfterRemove | MidRetry | MidPark => (&[], When::Running),
+        MidHold | AfterRelease | AfterReplies => (&[], When::InLine),
+        AfterFates | AfterOutbox | BeforeCommit | AtCommit | AfterCommit => (&[], When::Running),
         BeforeSettle | BeforeAck | AfterAck => (&[], When::Running),
         BeforeOutboxTake => (&[], When::Running),
         // Rows of a host that is gone.
@@ -55,6 +89,9 @@ pub fn of(point: Point, stack: Stack) -> Result<Scenario, &'static str> {
         BeforeOutboxDelete | AfterOutboxDelete => (&[], When::Running),
         BeforeOutboxDefer | AfterOutboxDefer => (&[], When::Running),
         BeforeReplay | AfterReplay | BeforeDiscard | AfterDiscard => (&[], When::Operating),
+        AfterEdit | AfterNote | AfterPause | AfterOutboxRetry => (&[], When::Mending),
+        AfterGeneration | AfterForget | BeforeImport | AfterImport => (&[], When::Mending),
+        MidRekey | AfterRekey => (&[], When::Rekeying),
         BeforeSweep | AfterSweep => (&[], When::Expired),
         AfterLanes | AfterLastAcks => (&[], When::Draining),
     };

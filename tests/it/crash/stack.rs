@@ -4,6 +4,7 @@ use std::fmt;
 
 use anyhow::{Context, ensure};
 use hapax::failpoint::Point;
+use lapin::types::{AMQPValue, FieldTable};
 
 use crate::support::broker::{Message, VirtualHost};
 use crate::support::host::{self, Config, Consumer, Host};
@@ -11,6 +12,8 @@ use crate::support::place::Place;
 use crate::support::scene::{IN, OUT, RETRIES, TABLES, VERDICTS};
 use crate::support::store::Store;
 use crate::support::{servers, wait};
+
+use super::scenario::Day;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stack {
@@ -39,20 +42,24 @@ pub struct World {
     pub store: Store,
     /// Absent where the broker is in the store.
     pub broker: Option<VirtualHost>,
+    pub day: Day,
+    pub consumer: Consumer,
     pub config: Config,
 }
 
 impl World {
     /// Business tables and queues. The host's own tables are not there yet.
-    pub async fn new(
-        place: &Place,
-        stack: Stack,
-        consumer: impl FnOnce(Consumer) -> Consumer,
-    ) -> anyhow::Result<World> {
+    pub async fn new(place: &Place, stack: Stack, day: Day) -> anyhow::Result<World> {
         let (store, broker) = match stack {
             Stack::Servers => {
                 let broker = servers::rabbit().await?.create_vhost().await?;
-                broker.declare(&[IN, OUT]).await?;
+                broker.declare(&[OUT]).await?;
+                let mut arguments = FieldTable::default();
+                if day == Day::Lines {
+                    let single = "x-single-active-consumer";
+                    arguments.insert(single.into(), AMQPValue::Boolean(true));
+                }
+                broker.declare_with(IN, arguments).await?;
                 (Store::postgres().await?, Some(broker))
             }
             Stack::File => (Store::sqlite(place), None),
@@ -71,14 +78,24 @@ impl World {
             Stack::Servers => probe.set("lanes", "2"),
             Stack::File => probe,
         };
+        let probe = match day {
+            Day::Ordinary | Day::Mended | Day::Rekeyed => probe,
+            Day::Expiring => probe.set("retention", "\"1s\""),
+            Day::Lines => probe
+                .set("partition", "\"body:/line\"")
+                .set("order", "\"strict\"")
+                .set("on-duplicate", "\"reply\""),
+        };
         let mut world = World {
             stack,
             store,
             broker,
+            day,
+            consumer: probe.clone(),
             config: Config::new("host", "", ""),
         };
         let url = world.store.url.clone();
-        world.config = world.config_on(&url, consumer(probe));
+        world.config = world.config_on(&url, probe);
         Ok(world)
     }
 
@@ -97,7 +114,13 @@ impl World {
         let mut lines = String::new();
         for message in messages {
             let body = std::str::from_utf8(&message.body)?;
-            lines.push_str(&format!("{{\"body\": {body}}}\n"));
+            let properties = match message.properties.reply_to() {
+                Some(queue) => format!("{{\"reply_to\": \"{queue}\"}}"),
+                None => "{}".to_owned(),
+            };
+            lines.push_str(&format!(
+                "{{\"properties\": {properties}, \"body\": {body}}}\n"
+            ));
         }
         let file = place.dir.join("messages.jsonl");
         std::fs::write(&file, lines)?;

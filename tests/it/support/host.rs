@@ -166,6 +166,21 @@ impl Host {
         .await
     }
 
+    /// How often the host has said something in its log.
+    pub fn said(&self, words: &str) -> anyhow::Result<usize> {
+        Ok(std::fs::read_to_string(&self.log)?.matches(words).count())
+    }
+
+    /// Waits until the host has said something in its log.
+    pub async fn until_says(&self, words: &str) -> anyhow::Result<()> {
+        let what = format!("the host to say: {words}");
+        wait::until(&what, wait::PATIENCE, async || {
+            let said = std::fs::read_to_string(&self.log)?;
+            Ok(said.contains(words).then_some(()))
+        })
+        .await
+    }
+
     /// The most memory that the process has had at one time (Linux).
     pub fn peak_memory_bytes(&self) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
@@ -268,15 +283,6 @@ impl Host {
         arguments: &[&str],
     ) -> anyhow::Result<Ended> {
         cli_with(&self.config_file, variables, arguments).await
-    }
-
-    /// The same, with failpoints armed.
-    pub async fn cli_armed(
-        &self,
-        arguments: &[&str],
-        failpoints: Option<&str>,
-    ) -> anyhow::Result<Ended> {
-        cli_armed(&self.config_file, arguments, failpoints).await
     }
 }
 

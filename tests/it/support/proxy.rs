@@ -21,13 +21,19 @@ use super::{ports, wait};
 const COMMIT_QUERY: &[u8] = b"COMMIT\0";
 /// The server's message `CommandComplete` with the tag `COMMIT`.
 const COMMIT_COMPLETE: &[u8] = b"C\0\0\0\x0bCOMMIT\0";
+/// The parameter of a client's first message that names its session.
+const SESSION_NAME: &[u8] = b"application_name\0";
 
 pub struct Proxy {
     address: SocketAddr,
     rules: Arc<watch::Sender<Rules>>,
     tally: Arc<Mutex<Tally>>,
+    holding: Holding,
     listener: JoinHandle<()>,
 }
+
+/// The sessions whose COMMIT stops here now, by the names that they gave the server.
+type Holding = Arc<Mutex<Vec<String>>>;
 
 /// What happens to the bytes now. Every connection follows changes at once.
 #[derive(Clone, Debug, Default)]
@@ -86,11 +92,19 @@ impl Proxy {
         let listener = TcpListener::bind(address).await?;
         let rules = Arc::new(watch::Sender::new(Rules::default()));
         let tally = Arc::new(Mutex::new(Tally::default()));
-        let accept = accept(listener, server, rules.clone(), tally.clone());
+        let holding = Holding::default();
+        let line = Line {
+            epoch: 0,
+            rules: rules.clone(),
+            tally: tally.clone(),
+            holding: holding.clone(),
+        };
+        let accept = accept(listener, server, line);
         Ok(Proxy {
             address,
             rules,
             tally,
+            holding,
             listener: tokio::spawn(accept),
         })
     }
@@ -149,6 +163,18 @@ impl Proxy {
         })
         .await
     }
+
+    /// Waits until so many sessions whose names begin with `name` have a COMMIT that stops here (a lane's is
+    /// `hapax CONSUMER NUMBER`). Their transactions are open, and what they work on is not acknowledged.
+    pub async fn until_holds(&self, name: &str, sessions: usize) -> anyhow::Result<()> {
+        let what = format!("a COMMIT of {sessions} sessions of {name} to be held");
+        wait::until(&what, wait::PATIENCE, async || {
+            let holding = self.holding.lock().expect("no holder of this lock panics");
+            let count = holding.iter().filter(|held| held.starts_with(name)).count();
+            Ok((count >= sessions).then_some(()))
+        })
+        .await
+    }
 }
 
 impl Drop for Proxy {
@@ -158,14 +184,9 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    server: SocketAddr,
-    rules: Arc<watch::Sender<Rules>>,
-    tally: Arc<Mutex<Tally>>,
-) {
+async fn accept(listener: TcpListener, server: SocketAddr, line: Line) {
     while let Ok((client, _)) = listener.accept().await {
-        let follow = rules.subscribe();
+        let follow = line.rules.subscribe();
         let epoch = {
             let rules = follow.borrow();
             if rules.refuse {
@@ -175,8 +196,7 @@ async fn accept(
         };
         let line = Line {
             epoch,
-            rules: rules.clone(),
-            tally: tally.clone(),
+            ..line.clone()
         };
         tokio::spawn(connect(client, server, follow, line));
     }
@@ -196,6 +216,30 @@ struct Line {
     epoch: u64,
     rules: Arc<watch::Sender<Rules>>,
     tally: Arc<Mutex<Tally>>,
+    holding: Holding,
+}
+
+/// Stands for a COMMIT that is held, until it is let go or its line is cut.
+struct Held<'a> {
+    name: &'a str,
+    holding: &'a Holding,
+}
+
+impl<'a> Held<'a> {
+    fn new(name: &'a str, holding: &'a Holding) -> Held<'a> {
+        let mut names = holding.lock().expect("no holder of this lock panics");
+        names.push(name.to_owned());
+        Held { name, holding }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut names = self.holding.lock().expect("no holder of this lock panics");
+        if let Some(at) = names.iter().position(|name| name == self.name) {
+            names.swap_remove(at);
+        }
+    }
 }
 
 /// Carries one connection until an end closes it or the rules cut it.
@@ -248,13 +292,18 @@ impl Line {
     ) -> End {
         let mut buffer = vec![0; 64 * 1024];
         let mut window = Window::default();
+        let mut name = None;
         loop {
             let Ok(count @ 1..) = from.read(&mut buffer).await else {
                 return End::Closed;
             };
             let piece = &buffer[..count];
+            if direction == Direction::ToServer && name.is_none() {
+                name = session_name(piece);
+            }
             if window.sees_commit(direction, piece) {
-                match self.commit(direction, &mut rules).await {
+                let name = name.as_deref().unwrap_or_default();
+                match self.commit(direction, name, &mut rules).await {
                     Verdict::Pass => {}
                     Verdict::Cut => return End::Closed,
                     Verdict::Break => {
@@ -277,11 +326,17 @@ impl Line {
     }
 
     /// Applies the rule for commits.
-    async fn commit(&self, direction: Direction, rules: &mut watch::Receiver<Rules>) -> Verdict {
+    async fn commit(
+        &self,
+        direction: Direction,
+        name: &str,
+        rules: &mut watch::Receiver<Rules>,
+    ) -> Verdict {
         let commits = rules.borrow().commits;
         match (direction, commits) {
             (Direction::ToServer, Commits::Hold) => {
                 self.note(|tally| tally.held += 1);
+                let _held = Held::new(name, &self.holding);
                 let released = rules.wait_for(|rules| rules.commits != Commits::Hold);
                 match released.await {
                     Ok(_) => Verdict::Pass,
@@ -329,6 +384,15 @@ impl Line {
     fn note(&self, change: impl FnOnce(&mut Tally)) {
         change(&mut self.tally.lock().expect("no holder of this lock panics"));
     }
+}
+
+/// The name that a session gives itself, if this piece is its first message.
+fn session_name(piece: &[u8]) -> Option<String> {
+    let at = piece
+        .windows(SESSION_NAME.len())
+        .position(|bytes| bytes == SESSION_NAME)?;
+    let mut rest = piece[at + SESSION_NAME.len()..].split(|&byte| byte == 0);
+    Some(String::from_utf8_lossy(rest.next()?).into_owned())
 }
 
 /// The last bytes that passed, because a message may arrive in two pieces.

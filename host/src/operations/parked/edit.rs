@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint::{self, Point};
 use crate::message::Message;
 use crate::store::{JournalEntry, Session, Status};
 
@@ -96,6 +97,7 @@ impl Operations {
                 edit.id
             )));
         }
+        failpoint::pass(Point::AfterEdit);
         self.note(
             session,
             JournalEntry {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Fixture, HOUR, eventually, in_every_dialect, in_memory, message};
+use super::{Fixture, HOUR, eventually, in_every_dialect, in_memory, message, on_a_server};
 use crate::store::{ConsumerId, HostId, OutboxRow, Session, TAKEN_LANE};
 
 const ME: HostId = HostId(1);
@@ -23,7 +23,13 @@ in_every_dialect! {
     the_depth_counts_rows_and_the_age_of_those_that_are_late
 }
 
+// SQLite has one writer, so that its rows commit in the order of their sequences.
+on_a_server! {
+    a_row_that_commits_after_a_later_one_is_taken
+}
+
 in_memory! {
+    a_row_that_commits_after_a_later_one_is_taken
     rows_are_numbered_in_the_order_in_which_they_are_put
     a_row_leaves_the_table_as_it_came
     rows_of_this_host_are_not_polled
@@ -304,4 +310,17 @@ async fn the_depth_counts_rows_and_the_age_of_those_that_are_late(fixture: &Fixt
         depth.rows == 2 && depth.oldest_seconds > 0.0 && depth.oldest_seconds < 60.0,
         "{depth:?}"
     );
+}
+
+/// Sequences are drawn in one order and committed in another: no cursor over them sees every row.
+async fn a_row_that_commits_after_a_later_one_is_taken(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let (mut slow, mut session) = (fixture.session().await, fixture.session().await);
+    slow.begin().await.unwrap();
+    let first = put(&mut *slow, OTHER, vec![row(consumer, "a")]).await;
+    let second = put(&mut *session, OTHER, vec![row(consumer, "b")]).await;
+    assert!(first < second);
+    assert_eq!(take(&mut *session, ME).await, second);
+    slow.commit().await.unwrap();
+    assert_eq!(take(&mut *session, ME).await, first);
 }

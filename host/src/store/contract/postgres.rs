@@ -5,24 +5,9 @@ use std::str::FromStr;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Executor};
 
-use super::{Fixture, eventually, message};
+use super::{Fixture, eventually, message, on_a_server};
 use crate::store::postgres::PostgresStore;
 use crate::store::{HostId, OutboxRow, RowsInsert, Session, Store, StoreError, Value};
-
-/// Declares tests that need a server.
-macro_rules! on_a_server {
-    ($($name:ident)*) => {
-        mod on_a_server {
-            $(#[tokio::test]
-            async fn $name() {
-                if let Some(fixture) = crate::store::contract::Fixture::postgres(stringify!($name)).await {
-                    super::$name(&fixture).await;
-                    fixture.remove().await;
-                }
-            })*
-        }
-    };
-}
 
 on_a_server! {
     a_dead_transaction_refuses_the_commit_that_is_sent

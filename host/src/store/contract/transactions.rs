@@ -224,7 +224,9 @@ async fn a_statement_given_up_half_way_leaves_nothing(fixture: &Fixture) {
     session.begin().await.unwrap();
     session.execute(INSERT, &[Value::S64(1)]).await.unwrap();
     {
-        let mut insert = session.execute(INSERT, &[Value::S64(2)]);
+        // One that cannot be done before the look.
+        let slow = fixture.sql("INSERT INTO t (n) SELECT $1 FROM pg_sleep(5)", INSERT);
+        let mut insert = session.execute(slow, &[Value::S64(2)]);
         // One look sends the statement; the answer is not waited for.
         let pending = futures_util::future::poll_fn(|context| {
             std::task::Poll::Ready(insert.as_mut().poll(context).is_pending())

@@ -106,11 +106,6 @@ impl Postgres {
         }
     }
 
-    pub async fn restart(&self) -> anyhow::Result<()> {
-        self.stop()?;
-        self.start_again().await
-    }
-
     pub fn log_tail(&self) -> String {
         self.launch.log_tail()
     }

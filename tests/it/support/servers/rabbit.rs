@@ -100,11 +100,6 @@ impl Rabbit {
         }
     }
 
-    pub async fn restart(&self) -> anyhow::Result<()> {
-        self.stop()?;
-        self.start_again().await
-    }
-
     pub fn log_tail(&self) -> String {
         self.launch.log_tail()
     }
