@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod children;
 pub mod host;
+pub mod mount;
 pub mod orders;
 pub mod place;
 pub mod ports;
