@@ -18,7 +18,6 @@ use crate::support::servers;
 use crate::support::store::Store;
 use crate::support::toolchain;
 use crate::support::versions::{guest, version};
-use crate::support::wait;
 
 pub use languages::*;
 

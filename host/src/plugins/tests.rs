@@ -78,7 +78,8 @@ async fn what_may_pass_by_itself_is_tried_again_and_a_bad_plugin_is_not() {
         metered: false,
     });
     let sandbox = sandbox.expect("the engine starts");
-    let plugin = PluginFile::open(&sandbox, &file, Vec::new(), None, &Metrics::new());
+    let metrics = Metrics::new();
+    let plugin = PluginFile::open(&sandbox, &file, Vec::new(), None, &metrics);
     let plugin = plugin.await.expect("it loads");
     let first = *plugin.current().digest();
 

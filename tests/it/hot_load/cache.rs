@@ -93,7 +93,7 @@ pub async fn a_full_cache_costs_the_copies_and_nothing_else(place: &Place) -> Ch
             .contains("The plugin cache cannot be written"),
         "nobody was told"
     );
-    assert_eq!(code_files(&cache.directory)?, [PathBuf::new(); 0]);
+    ensure!(code_files(&cache.directory)?.is_empty(), "code was kept");
 
     cache.again("size=64m")?;
     rename_into(&stage.file, &version(2))?;

@@ -25,7 +25,7 @@ fn a_path_as_it_is_written_and_the_whole_path_have_one_history() {
     assert_eq!(cache.versions(relative), [[1; 32], [2; 32]]);
     // The same words in another project.
     let elsewhere = Path::new("/elsewhere").join(relative);
-    assert_eq!(cache.versions(&elsewhere), [PluginDigest::default(); 0]);
+    assert!(cache.versions(&elsewhere).is_empty());
 }
 
 #[test]
