@@ -15,7 +15,7 @@
 import { register } from 'node:module';
 
 const FUNCTIONS = {
-  context: ['attempt', 'config', 'consumer', 'dialect', 'key', 'newId', 'now', 'redelivered'],
+  context: ['attempt', 'config', 'consumer', 'dialect', 'key', 'newId', 'now', 'redelivered', 'trace'],
   log: ['write'],
   outbox: ['publish', 'reply'],
   sql: ['defer', 'execute', 'query'],
@@ -67,7 +67,7 @@ function wire(value) {
 export function run(handle, body, options = {}) {
   const {
     key = 'test', attempt = 1, now = new Date('2026-01-01T00:00:00Z'), config = {}, rows = {},
-    violates = {}, targets, headers = {}, properties = {}, routingKey = '', state = {},
+    violates = {}, targets, headers = {}, properties = {}, routingKey = '', state = {}, trace,
   } = options;
   const encode = (text) => new TextEncoder().encode(text);
   const content = body instanceof Uint8Array ? body : encode(JSON.stringify(body));
@@ -100,6 +100,7 @@ export function run(handle, body, options = {}) {
       newId: () => `00000000-0000-0000-0000-${String((ids += 1)).padStart(12, '0')}`,
       now: () => BigInt(now.getTime()) * 1000n,
       redelivered: () => false,
+      trace: () => trace,
     },
     log: { write: (level, message) => lines.push([level, message]) },
     outbox: {

@@ -21,6 +21,7 @@
  * | `ConstraintError` of the kind `foreign-key` | retried: the parent's message is late           |
  * | `ConstraintError` of any other kind         | parked at once                                  |
  * | `Retry`                                     | retried, not before its `after`                 |
+ * | `OutboxError`                               | retried: a target can be added meanwhile        |
  * | every other error                           | retried; its stack is kept with the message     |
  *
  * `hapax-testing.js` runs a handler in Node, without WebAssembly and without a database.
@@ -139,7 +140,7 @@ function failure(error) {
     const reason = `${error.kind}: ${error.message}`;
     return error.kind === 'foreign-key' ? retry(reason) : { tag: 'reject', val: reason };
   }
-  if (error instanceof OutboxError) return { tag: 'reject', val: `outbox: ${error.message}` };
+  if (error instanceof OutboxError) return retry(`outbox: ${error.message}`);
   // Nothing that the handler foresaw: whoever looks at the message needs to know where.
   console.error(error?.stack ?? error);
   return retry(String(error));
@@ -304,6 +305,10 @@ export const context = {
   },
   get dialect() {
     return hostContext.dialect();
+  },
+  /** The W3C trace the message belongs to, `{ traceId, spanId, sampled }`, or undefined. */
+  get trace() {
+    return hostContext.trace() ?? undefined;
   },
   /** A UUID. The n-th call returns the same one in every attempt of this message. */
   newId: () => hostContext.newId(),

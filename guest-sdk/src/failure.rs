@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::bindings::hapax::plugin::types as wit;
-use crate::{Outcome, outbox, sql};
+use crate::{Outcome, sql};
 
 /// The message is not dealt with: every effect of this run is undone.
 ///
@@ -76,10 +76,6 @@ fn classify(error: &(dyn Error + 'static)) -> Failure {
 fn permanent(error: &(dyn Error + 'static)) -> Option<bool> {
     if let Some(error) = error.downcast_ref::<sql::Error>() {
         return Some(error.kind != sql::ErrorKind::ForeignKey);
-    }
-    if let Some(outbox::Error::Refused { kind, .. }) = error.downcast_ref() {
-        // A target can be added to the configuration; a message that fits no frame never will.
-        return Some(*kind != outbox::ErrorKind::UnknownTarget);
     }
     error.downcast_ref::<serde_json::Error>().map(|_| true)
 }

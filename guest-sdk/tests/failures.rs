@@ -116,11 +116,19 @@ fn a_write_that_touched_nothing_can_be_a_retry() {
 }
 
 #[test]
-fn a_target_the_configuration_does_not_have_is_retried() {
+fn what_the_outbox_refuses_is_retried() {
     let publish = |_: &[u8]| -> Result<(), Failure> {
         outbox::to("nowhere").text("hello")?;
         Ok(())
     };
     let run = Message::bytes("").unknown_target("nowhere").run(publish);
     assert!(is_retry(&run.result.expect_err("the target is unknown")));
+    for kind in [
+        outbox::ErrorKind::UnknownTarget,
+        outbox::ErrorKind::Invalid,
+        outbox::ErrorKind::NoReplyTo,
+    ] {
+        let message = "no".to_owned();
+        assert!(is_retry(&outbox::Error::Refused { kind, message }.into()));
+    }
 }

@@ -7,24 +7,16 @@
 
 #[path = "figures.rs"]
 mod figures;
+#[path = "figures/stage.rs"]
+mod stage;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use figures::{Figures, component, has_flag, resident_kib, wanted};
-use hapax::config::{Idempotency, Limits, Random, Target, Unroutable};
-use hapax::effects::outbox::Composer;
-use hapax::effects::sql::rules::{Grants, Rules};
-use hapax::effects::{Isolation, Transaction};
-use hapax::message::Message;
-use hapax::sandbox::{Attempt, Environment, Plugin, Sandbox, SandboxOptions, Seeds, Verdict};
-use hapax::store::sqlite::SqliteStore;
-use hapax::store::{ConsumerId, Dialect, SessionOptions, Store};
-
-/// Executor threads. A guest that spins keeps one busy.
-const WORKERS: usize = 2;
+use hapax::sandbox::Verdict;
+use stage::{ORDER, Stage, WORKERS};
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -53,137 +45,11 @@ fn main() {
     }
 }
 
-/// What all parts use.
-struct Stage {
-    sandbox: Arc<Sandbox>,
-    store: Arc<SqliteStore>,
-    environment: Arc<Environment>,
-    _place: tempfile::TempDir,
-}
-
-impl Stage {
-    async fn new() -> Self {
-        let place = tempfile::tempdir().expect("a directory for temporary files");
-        let options = SessionOptions {
-            statement_timeout: Duration::from_secs(30),
-            lock_timeout: Duration::from_secs(30),
-        };
-        let store = SqliteStore::open(&place.path().join("bench.db"), options).expect("a store");
-        store.migrate().await.expect("its tables");
-        let limits = Limits::default();
-        let sandbox = Sandbox::new(SandboxOptions {
-            concurrent_instances: 4 * WORKERS,
-            max_memory: limits.memory,
-            max_table_elements: limits.table_elements,
-            metered: false,
-        })
-        .expect("the engine starts");
-        let none: [&str; 0] = [];
-        let write = ["t_points"];
-        let grants = Grants::new(Dialect::Sqlite, &none[..], &write[..], &none[..])
-            .expect("the names are good");
-        let target = Target {
-            exchange: String::new(),
-            routing_key: "out".into(),
-            persistent: true,
-            unroutable: Unroutable::Keep,
-        };
-        let environment = Environment {
-            consumer: "bench".into(),
-            limits,
-            config: BTreeMap::new(),
-            composer: Composer {
-                consumer: ConsumerId(1),
-                targets: ["points-credited", "out"]
-                    .map(|name| (name.to_owned(), target.clone()))
-                    .into(),
-            },
-            rules: Rules::new(Dialect::Sqlite, &grants, 1024),
-            random: Random::Seeded,
-            idempotency: Idempotency::On,
-            seeds: Seeds::new(b"a secret", "bench"),
-            dialect: Dialect::Sqlite,
-            generation: 0.into(),
-        };
-        Self {
-            sandbox,
-            store: Arc::new(store),
-            environment: Arc::new(environment),
-            _place: place,
-        }
-    }
-
-    async fn actor(&self, guest: &str, body: &'static str) -> Actor {
-        let (sandbox, path) = (Arc::clone(&self.sandbox), component(guest));
-        let plugin = tokio::task::spawn_blocking(move || Plugin::load(&sandbox, &path));
-        Actor {
-            plugin: plugin.await.expect("no panic").expect("it loads"),
-            environment: Arc::clone(&self.environment),
-            store: Arc::clone(&self.store),
-            message: Arc::new(Message {
-                exchange: String::new(),
-                routing_key: "in".into(),
-                properties: Default::default(),
-                body: bytes::Bytes::from_static(body.as_bytes()),
-            }),
-            transaction: None,
-            number: 0,
-        }
-    }
-}
-
-/// A handler that is given the same message under another key each time.
-struct Actor {
-    plugin: Plugin,
-    environment: Arc<Environment>,
-    store: Arc<SqliteStore>,
-    message: Arc<Message>,
-    transaction: Option<Transaction>,
-    number: u64,
-}
-
-impl Actor {
-    /// Runs it once, without the database: nothing is flushed or committed. Returns how long it took and how it ended.
-    async fn run(&mut self) -> (Duration, Verdict) {
-        let transaction = match self.transaction.take() {
-            Some(transaction) => transaction,
-            None => {
-                let session = self.store.session("bench").await.expect("a session");
-                Transaction::new(
-                    session,
-                    self.store.traits(),
-                    ConsumerId(1),
-                    Isolation::Optimistic,
-                )
-            }
-        };
-        self.number += 1;
-        let attempt = Attempt {
-            message: Arc::clone(&self.message),
-            key: Arc::from(&self.number.to_be_bytes()[..]),
-            number: 1,
-            redelivered: false,
-            now_micros: hapax::clock::now_micros(),
-            lane: 0,
-        };
-        let started = Instant::now();
-        let run = self
-            .plugin
-            .run(&self.environment, attempt, transaction)
-            .await;
-        let elapsed = started.elapsed();
-        self.transaction = run.transaction;
-        (elapsed, run.verdict)
-    }
-}
-
-const ORDER: &str = r#"{"order_id": "order-000001", "user_id": "user-1", "amount_cents": 4200}"#;
-
 const PANIC: &str = r#"{"do": [{"panic": "on purpose"}]}"#;
 
 /// A fresh instance, JSON, one deferred statement, one message: the README's handler.
 async fn points(stage: &Stage) {
-    let mut actor = stage.actor("points", ORDER).await;
+    let mut actor = stage.actor(&component("points"), ORDER).await;
     for _ in 0..2_000 {
         actor.run().await;
     }
@@ -198,7 +64,7 @@ async fn points(stage: &Stage) {
 
 /// A panic, with its backtrace read from the debug information.
 async fn traps(stage: &Stage) {
-    let mut actor = stage.actor("guest_probe", PANIC).await;
+    let mut actor = stage.actor(&component("guest_probe"), PANIC).await;
     let mut first = Figures::new("traps: the first, which reads the debug information");
     first.add(actor.run().await.0);
     first.show();
@@ -223,7 +89,7 @@ async fn beside(stage: &Stage, sinners: usize, sin: &str, body: &'static str) {
     let stop = Arc::new(AtomicBool::new(false));
     let mut tasks = Vec::new();
     for _ in 0..sinners {
-        let mut actor = stage.actor("guest_probe", body).await;
+        let mut actor = stage.actor(&component("guest_probe"), body).await;
         let stop = Arc::clone(&stop);
         tasks.push(tokio::spawn(async move {
             while !stop.load(Ordering::Relaxed) {
@@ -231,7 +97,7 @@ async fn beside(stage: &Stage, sinners: usize, sin: &str, body: &'static str) {
             }
         }));
     }
-    let mut actor = stage.actor("points", ORDER).await;
+    let mut actor = stage.actor(&component("points"), ORDER).await;
     let messages = tokio::spawn(async move {
         let mut run = Figures::new("");
         let mut late = Figures::new("");
@@ -255,7 +121,7 @@ async fn beside(stage: &Stage, sinners: usize, sin: &str, body: &'static str) {
 
 /// Whether a long life makes a host larger.
 async fn memory(stage: &Stage) {
-    let mut actor = stage.actor("points", ORDER).await;
+    let mut actor = stage.actor(&component("points"), ORDER).await;
     for (messages, until) in [
         ("10,000", 10_000),
         ("100,000", 100_000),

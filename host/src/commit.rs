@@ -252,7 +252,7 @@ impl Pass<'_> {
         let attempt = Attempt {
             message: Arc::clone(&item.message),
             key: Arc::from(key),
-            number: u32::try_from(attempts + 1).unwrap_or(1),
+            number: self.consumer.attempt_number(attempts),
             redelivered: item.redelivered,
             now_micros: self.consumer.now_micros(),
             lane: self.lane,
@@ -267,9 +267,10 @@ impl Pass<'_> {
             .observe(run.elapsed.as_secs_f64());
         let failure = match (run.verdict, run.transaction) {
             (Ran::Done, Some(kept)) => return self.keep(kept, run.effects).await,
-            (Ran::Ignored(reason), Some(kept)) => {
+            (Ran::Ignored(reason), Some(mut kept)) => {
                 tracing::debug!(consumer = %self.consumer.name, %reason, "Message ignored by its handler");
                 self.consumer.metrics.ignored.inc();
+                kept.session.note_ignored(&reason);
                 return self.keep(kept, run.effects).await;
             }
             (Ran::Spoiled(error), kept) => {

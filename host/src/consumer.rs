@@ -49,7 +49,16 @@ pub struct Consumer {
     /// How long one step of a lane may take.
     step_bound: Duration,
     plugin: Arc<PluginFile>,
-    frozen: Option<i64>,
+    frozen: Option<Frozen>,
+}
+
+/// What attempts see in place of what is, where attempts are compared.
+#[derive(Clone, Copy, Debug)]
+pub struct Frozen {
+    /// The time, in microseconds since the Unix epoch.
+    pub now_micros: i64,
+    /// Attempts that are said to have come before.
+    pub earlier_attempts: u32,
 }
 
 /// When a batch is full.
@@ -68,8 +77,7 @@ pub struct Parts {
     pub environment: Arc<Environment>,
     pub metrics: ConsumerMetrics,
     pub plugin: Arc<PluginFile>,
-    /// The time that every attempt sees, where attempts are compared. Microseconds since the Unix epoch.
-    pub frozen: Option<i64>,
+    pub frozen: Option<Frozen>,
 }
 
 impl Consumer {
@@ -187,7 +195,14 @@ impl Consumer {
 
     /// When an attempt that begins now begins, as its handler sees it. Microseconds since the Unix epoch.
     pub fn now_micros(&self) -> i64 {
-        self.frozen.unwrap_or_else(crate::clock::now_micros)
+        self.frozen
+            .map_or_else(crate::clock::now_micros, |frozen| frozen.now_micros)
+    }
+
+    /// The number of an attempt, as its handler sees it.
+    pub fn attempt_number(&self, earlier: i32) -> u32 {
+        let said = self.frozen.map_or(0, |frozen| frozen.earlier_attempts);
+        u32::try_from(earlier).unwrap_or(0) + 1 + said
     }
 
     /// The component that new batches run on.

@@ -61,6 +61,14 @@ points! {
     AfterMigration = "after-migration",
     /// Start: a consumer's row is in the store.
     AfterRegister = "after-register",
+    /// Plugins: a copy of a component is kept, nothing has been compiled.
+    AfterPluginCopy = "after-plugin-copy",
+    /// Plugins: it is compiled and tried out, its machine code is kept, and another version serves.
+    AfterPluginCompile = "after-plugin-compile",
+    /// Plugins: what an operator has brought is in the plugin's file, and another version serves.
+    AfterPluginWrite = "after-plugin-write",
+    /// Plugins: new batches run on it, and nobody has been told.
+    AfterPluginSwap = "after-plugin-swap",
     /// Source: a delivery is here, and nobody has looked at it.
     AfterReceive = "after-receive",
     /// Key: it is read, and no lane knows of the message.

@@ -2,19 +2,34 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hapax::cli::{self, Arguments, Error};
 use hapax::{config, failpoint, telemetry};
+use tokio::runtime::Runtime;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long tasks that nobody waits for have to let go of what they hold.
+const LEAVING: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
     if let Err(order) = failpoint::arm() {
         return Error::usage(order.to_string()).report();
     }
-    match Arguments::read(std::env::args_os()) {
-        Ok(arguments) => run(arguments).await.unwrap_or_else(|error| error.report()),
-        Err(usage) => usage.report(),
-    }
+    let arguments = match Arguments::read(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(usage) => return usage.report(),
+    };
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return Error::failed(format!("no threads: {error}")).report(),
+    };
+    let code = runtime
+        .block_on(run(arguments))
+        .unwrap_or_else(|error| error.report());
+    // A component that is being compiled keeps its thread for many seconds, and a host that leaves has no use
+    // for it any more: it ends with the process.
+    runtime.shutdown_timeout(LEAVING);
+    code
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode, Error> {

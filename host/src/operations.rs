@@ -31,6 +31,7 @@ use crate::failure::Class;
 use crate::store::{Fate, JournalEntry, Session, Store, StoreError};
 
 pub use consumers::{ConsumerState, PauseDone, PauseWish, Rekey, Rekeyed};
+pub use headers::write_table;
 pub use ledger::{
     Forget, Forgotten, Import, ImportKey, Imported, LedgerEntry, LedgerQuery, LedgerRows,
     LedgerShown, Note,

@@ -14,16 +14,17 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::clock::now_micros;
+use crate::failpoint::{self, Point};
 use crate::metrics::Metrics;
 use crate::sandbox::{
-    Cache, LoadError, LoadProblem, MAX_VERSIONS, Plugin, PluginDigest, Sandbox, read_component,
-    write_file,
+    Cache, LoadError, LoadProblem, MAX_LOADS, MAX_VERSIONS, Plugin, PluginDigest, Sandbox,
+    read_component, remove_leftovers, write_file,
 };
 
 pub use watch::watch;
@@ -31,8 +32,11 @@ pub use watch::watch;
 /// How often a file that changes while it is read is read again before its change is waited for.
 const MAX_READS: usize = 5;
 
+/// A version that was refused for what may pass is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(30);
+
 /// Plugins that are loaded at the same time: each holds its component and its machine code in memory.
-static LOADS: Semaphore = Semaphore::const_new(2);
+static LOADS: Semaphore = Semaphore::const_new(MAX_LOADS);
 
 /// A consumer that runs a plugin, as far as the plugin is concerned.
 #[derive(Clone, Debug)]
@@ -64,6 +68,8 @@ struct Records {
     alive: Vec<Weak<Plugin>>,
     /// What is in the file now, when it is not what runs.
     refused: Option<Refused>,
+    /// When what is in the file is tried once more, if what was wrong with it may pass by itself.
+    again: Option<Instant>,
     seen: Option<Seen>,
 }
 
@@ -143,6 +149,9 @@ impl PluginFile {
             let (cache, users) = (cache.clone(), users.clone());
             let (sandbox, path) = (Arc::clone(&sandbox), path.clone());
             move || {
+                if let Some(directory) = real(&path).parent() {
+                    remove_leftovers(directory);
+                }
                 let seen = Seen::look(&path);
                 let bytes = read(&path)?;
                 let plugin = prepare(&sandbox, &path, &users, cache.as_deref(), &bytes)?;
@@ -167,6 +176,7 @@ impl PluginFile {
                 versions,
                 alive: vec![Arc::downgrade(&plugin)],
                 refused: None,
+                again: None,
                 seen,
             }),
             path,
@@ -211,6 +221,7 @@ impl PluginFile {
                 versions: vec![*plugin.digest()],
                 alive: vec![Arc::downgrade(&plugin)],
                 refused: None,
+                again: None,
                 seen: None,
             }),
             path: PathBuf::new(),
@@ -249,7 +260,8 @@ impl PluginFile {
         }
     }
 
-    /// Loads what is in the file if it is not what runs. What is refused is told once.
+    /// Loads what is in the file if it is not what runs. What is refused is told once, and tried again only when
+    /// what was wrong with it may have passed.
     pub async fn refresh(&self) {
         let _turn = self.turn.lock().await;
         let (path, looked) = (self.path.clone(), Instant::now());
@@ -262,10 +274,10 @@ impl PluginFile {
         };
         let digest: PluginDigest = Sha256::digest(&bytes).into();
         if *self.current().digest() == digest {
-            self.records().refused = None;
+            self.records().accept();
             return;
         }
-        if self.is_refused(Some(digest)) {
+        if self.records().refuses_for_good(digest) {
             return;
         }
         match self.prepare(bytes).await {
@@ -338,9 +350,10 @@ impl PluginFile {
                 path: self.path.clone(),
                 error,
             })?;
+        failpoint::pass(Point::AfterPluginWrite);
         match plugin {
             Some(plugin) => self.swap(plugin, started),
-            None => self.records().refused = None,
+            None => self.records().accept(),
         }
         Ok(Change {
             before,
@@ -371,11 +384,12 @@ impl PluginFile {
         };
         let mut records = self.records();
         records.loaded_at = now_micros();
-        records.refused = None;
+        records.accept();
         remember(&mut records.versions, *new.digest());
         records.alive.retain(|version| version.strong_count() > 0);
         records.alive.push(Arc::downgrade(&new));
         drop(records);
+        failpoint::pass(Point::AfterPluginSwap);
         for user in &self.users {
             self.metrics.plugin_swapped(&user.consumer);
             tracing::info!(
@@ -390,7 +404,12 @@ impl PluginFile {
         let serving = self.current();
         let problem = error.problem.to_string();
         let refused = Refused { digest, problem };
-        if self.records().refused.replace(refused.clone()).as_ref() == Some(&refused) {
+        let told = {
+            let mut records = self.records();
+            records.again = error.problem.may_pass().then(|| Instant::now() + AGAIN);
+            records.refused.replace(refused.clone()).as_ref() == Some(&refused)
+        };
+        if told {
             return;
         }
         for user in &self.users {
@@ -402,13 +421,6 @@ impl PluginFile {
         }
     }
 
-    fn is_refused(&self, digest: Option<PluginDigest>) -> bool {
-        self.records()
-            .refused
-            .as_ref()
-            .is_some_and(|refused| refused.digest == digest)
-    }
-
     async fn keep_versions(&self) {
         let Some(cache) = self.cache.clone() else {
             return;
@@ -418,13 +430,28 @@ impl PluginFile {
         kept.expect("writing does not panic");
     }
 
-    /// Whether the file is another one than the one that was read last.
-    fn looks_changed(&self) -> bool {
-        Seen::look(&self.path) != self.records().seen
+    /// Whether the file is another one than the one that was read last, or is to be tried once more.
+    fn is_due(&self) -> bool {
+        let seen = Seen::look(&self.path);
+        let records = self.records();
+        seen != records.seen || records.again.is_some_and(|again| again <= Instant::now())
     }
 
     fn records(&self) -> MutexGuard<'_, Records> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Records {
+    /// What is in the file runs.
+    fn accept(&mut self) {
+        self.refused = None;
+        self.again = None;
+    }
+
+    fn refuses_for_good(&self, digest: PluginDigest) -> bool {
+        let refused = self.refused.as_ref();
+        self.again.is_none() && refused.is_some_and(|refused| refused.digest == Some(digest))
     }
 }
 
@@ -446,9 +473,6 @@ fn prepare(
             limit: user.memory,
         };
         return Err(LoadError { name, problem });
-    }
-    if let Some(cache) = cache {
-        cache.keep_component(plugin.digest(), bytes);
     }
     Ok(plugin)
 }
@@ -472,8 +496,12 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
 
 /// Replaces the file, or what a link in its place leads to.
 fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    write_file(&real, &[bytes])
+    write_file(&real(path), &[bytes])
+}
+
+/// The file itself, where the path is a link to it.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// Appends a version unless it is the newest already; says whether it did.

@@ -44,11 +44,11 @@ use envelope::Headers;
 use guest::Guest;
 use text::{MAX_TEXT_BYTES, bounded, without_nul};
 
-pub use engine::{Sandbox, SandboxError, SandboxOptions};
+pub use engine::{MAX_LOADS, Sandbox, SandboxError, SandboxOptions};
 pub use grants::Import;
 pub use plugins::{
     Cache, LoadError, LoadProblem, MAX_VERSIONS, Plugin, PluginDigest, Usage, read_component,
-    write_file,
+    remove_leftovers, write_file,
 };
 pub use seeds::Seeds;
 

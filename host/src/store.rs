@@ -394,6 +394,9 @@ pub trait Session: Send {
         keys: &[&[u8]],
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError>;
 
+    /// The handler of a message had nothing to do, and said why. No store keeps that; one that records does.
+    fn note_ignored(&mut self, _reason: &str) {}
+
     /// Inserts or replaces the row of a key outside any claim: records that a redelivered message starts
     /// (`Fate::Started`, attempts = starts so far: the table counts them, `claim.attempts` is not read)
     /// and returns the entry as it is afterwards. A row with another fate than `Started` is left alone

@@ -60,7 +60,7 @@ class Sdk(unittest.TestCase):
         def unknown(message):
             outbox.publish("nowhere", b"")
 
-        self.assertEqual(self.outcome(unknown, targets=["here"])[0], "reject")
+        self.assertEqual(self.outcome(unknown, targets=["here"])[0], "retry")
         with self.assertRaises(TypeError):
             run(lambda message: 1, {})
 

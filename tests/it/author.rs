@@ -1,5 +1,7 @@
 //! The day of somebody who writes a handler: a new project, a build, a test, a host that swaps it.
 
+mod languages;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,7 +18,8 @@ use crate::support::servers;
 use crate::support::store::Store;
 use crate::support::toolchain;
 use crate::support::versions::{guest, version};
-use crate::support::wait;
+
+pub use languages::*;
 
 /// The repository.
 fn root() -> PathBuf {
@@ -103,23 +106,71 @@ pub async fn a_new_rust_project_is_tested_built_and_swapped_while_it_runs(
 
     dev_builds_swaps_and_tells_what_messages_do(place, &dir).await?;
 
-    // A mistake is told with the line of its author.
-    let source = dir.join("src/lib.rs");
-    let text = std::fs::read_to_string(&source)?;
-    std::fs::write(
-        &source,
-        text.replace(
-            "order: Json<OrderPaid>",
-            "order: Json<u8>, more: std::net::TcpStream",
+    mistakes_are_told_with_the_place_that_their_author_sees(&dir).await
+}
+
+/// Every refusal of the macro, and the types that do not fit: the words, and the line and column.
+async fn mistakes_are_told_with_the_place_that_their_author_sees(dir: &Path) -> Checked {
+    let mistakes = [
+        (
+            "handler(later)",
+            "",
+            "fn handle(body: Vec<u8>) -> Result<Outcome, Failure>",
+            "takes no arguments",
+            "3:24",
         ),
-    )?;
-    let broken = host::command(&dir, &["build", "--quiet"]).await?;
-    assert_eq!(broken.code, Some(1), "{broken:?}");
-    ensure!(broken.stderr.contains("src/lib.rs:2"), "{broken:?}");
+        (
+            "handler",
+            "async ",
+            "fn handle(body: Vec<u8>) -> Result<Outcome, Failure>",
+            "is not async",
+            "4:1",
+        ),
+        (
+            "handler",
+            "",
+            "fn handle<T>(body: Vec<u8>) -> Result<Outcome, Failure>",
+            "no type parameters",
+            "4:11",
+        ),
+        (
+            "handler",
+            "",
+            "fn handle(body: Vec<u8>)",
+            "returns Result<Outcome, Failure>",
+            "4:4",
+        ),
+        (
+            "handler",
+            "",
+            "fn handle(body: Vec<u8>) -> u8",
+            "cannot return `u8`",
+            "4:29",
+        ),
+        (
+            "handler",
+            "",
+            "fn handle(body: std::net::TcpStream) -> Result<Outcome, Failure>",
+            "TcpStream",
+            "4:17",
+        ),
+    ];
+    for (attribute, before, signature, words, place) in mistakes {
+        let text = format!(
+            "use hapax_guest::prelude::*;\n\n#[hapax_guest::{attribute}]\n{before}{signature} {{\n    todo!()\n}}\n"
+        );
+        std::fs::write(dir.join("src/lib.rs"), text)?;
+        let refused = host::command(dir, &["build", "--quiet"]).await?;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        for part in [words, &format!("src/lib.rs:{place}")] {
+            ensure!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+        }
+    }
     Ok(())
 }
 
 async fn dev_builds_swaps_and_tells_what_messages_do(place: &Place, dir: &Path) -> Checked {
+    let config = std::fs::read_to_string(dir.join("hapax.toml"))?;
     let dev = host::Dev::start(place, dir).await?;
     dev.until_says("waits for messages in the queue orders.paid")
         .await?;
@@ -147,6 +198,28 @@ async fn dev_builds_swaps_and_tells_what_messages_do(place: &Place, dir: &Path) 
             .await?,
     )?;
     dev.until_says("[\"o-2\", \"ada\", 10]").await?;
+    let again = ["publish", "--queue", "orders.paid", "--file", "one.jsonl"];
+    good(dev.cli(&again).await?)?;
+    dev.until_says("`o-2` duplicate").await?;
+
+    // A directory that was not there when it began.
+    std::fs::create_dir(dir.join("rules"))?;
+    std::fs::write(dir.join("rules/cents.rs"), "20")?;
+    let included = text.replace("/ 100", "/ include!(\"../rules/cents.rs\")");
+    std::fs::write(&source, included)?;
+    dev.until_says_times("Plugin swapped", 2).await?;
+    std::fs::write(dir.join("rules/cents.rs"), "10")?;
+    dev.until_says_times("Plugin swapped", 3).await?;
+    dev.stop().await?;
+
+    // The tables are there from the last time, and the schema does not say what then.
+    let schema = std::fs::read_to_string(dir.join("schema.sql"))?;
+    std::fs::write(dir.join("schema.sql"), schema.replace("IF NOT EXISTS ", ""))?;
+    std::fs::write(dir.join("hapax.toml"), config)?;
+    let dev = host::Dev::start(place, dir).await?;
+    dev.until_says("the tables are left as they are").await?;
+    dev.until_says("waits for messages in the queue orders.paid")
+        .await?;
     dev.stop().await
 }
 
@@ -162,7 +235,9 @@ pub async fn what_messages_do_is_recorded_and_compared(place: &Place) -> Checked
         first["messages"][2]["outcome"], "duplicate",
         "later messages see what earlier ones did"
     );
-    good(test(&dir, &["--update"]).await?)?;
+    // As one types it who is there: a file of a bare name.
+    let update = ["test", "--message", "messages.jsonl", "--update"];
+    good(host::command(&dir, &update).await?)?;
     good(test(&dir, &[]).await?)?;
 
     std::fs::write(dir.join("plugin.wasm"), version(2))?;
@@ -178,6 +253,25 @@ pub async fn what_messages_do_is_recorded_and_compared(place: &Place) -> Checked
     }
     good(test(&dir, &["--update"]).await?)?;
     good(test(&dir, &[]).await?)?;
+
+    // One message more, and later one less: a failed test that says which.
+    let lines = std::fs::read_to_string(dir.join("messages.jsonl"))?;
+    let more = format!("{}\n{lines}", json!({"body": {"order_id": "new"}}));
+    std::fs::write(dir.join("messages.jsonl"), more)?;
+    let more = test(&dir, &[]).await?;
+    assert_eq!(more.code, Some(1), "{more:?}");
+    for line in ["it is not recorded", "[\"new\", 2]", "1 with problems"] {
+        ensure!(more.stdout.contains(line), "{line}: {}", more.stdout);
+    }
+    let (_, less) = lines.split_once('\n').context("there are lines")?;
+    std::fs::write(dir.join("messages.jsonl"), less)?;
+    let less = test(&dir, &[]).await?;
+    assert_eq!(less.code, Some(1), "{less:?}");
+    ensure!(
+        less.stdout.contains("not there any more"),
+        "{}",
+        less.stdout
+    );
     Ok(())
 }
 
@@ -242,6 +336,61 @@ pub async fn a_handler_that_does_something_else_each_time_is_found(place: &Place
     Ok(())
 }
 
+/// A second attempt is later, is told so, and sends its own idea of things.
+pub async fn a_handler_that_another_attempt_changes_is_found(place: &Place) -> Checked {
+    let probe = std::fs::read(host::guest("guest_probe")?)?;
+    let send = |publish: Value| json!({"order_id": "a", "do": [{"publish": publish}]});
+    let same = send(json!({"target": "out", "body": "x", "headers": {"tenant": "north"}}));
+    let targets = "targets = { out = { exchange = \"\", routing-key = \"out\" } }";
+    let dir = project(place, &probe, targets, std::slice::from_ref(&same))?;
+    let report = good(test(&dir, &["--json"]).await?)?.json()?;
+    let effect = report["messages"][0]["effects"][0].to_string();
+    ensure!(effect.contains("tenant = \\\"north\\\""), "{effect}");
+
+    let changing = [
+        json!({"order_id": "a", "do": [{"echo_context": "out"}]}),
+        json!({"order_id": "b", "do": [{"retry_until_attempt": 2}]}),
+    ];
+    let dir = project(place, &probe, targets, &changing)?;
+    let found = test(&dir, &[]).await?;
+    assert_eq!(found.code, Some(1), "{found:?}");
+    for words in [
+        "two runs of the same message did different things",
+        "\"attempt\":1",
+        "\"attempt\":2",
+        "\"redelivered\":true",
+        "+ done",
+        "2 with problems",
+    ] {
+        ensure!(found.stdout.contains(words), "{words}: {}", found.stdout);
+    }
+    // Where it is meant it is recorded, and then nothing else will do.
+    good(test(&dir, &["--update"]).await?)?;
+    good(test(&dir, &[]).await?)?;
+    std::fs::write(
+        dir.join("messages.jsonl"),
+        json!({"body": same}).to_string(),
+    )?;
+    assert_eq!(test(&dir, &[]).await?.code, Some(1));
+    Ok(())
+}
+
+pub async fn the_memory_that_is_told_is_the_message_s_own(place: &Place) -> Checked {
+    let probe = std::fs::read(host::guest("guest_probe")?)?;
+    let messages = [
+        json!({"order_id": "large", "do": [{"allocate_mib": 24}]}),
+        json!({"order_id": "small", "do": [{"ignored": "it is old"}]}),
+    ];
+    let dir = project(place, &probe, "", &messages)?;
+    let report = good(test(&dir, &["--json"]).await?)?.json()?;
+    let memory = |at: usize| report["messages"][at]["peak_memory_bytes"].as_u64();
+    ensure!(memory(0) > Some(24 << 20), "{report}");
+    ensure!(memory(1) < Some(8 << 20), "{report}");
+    assert_eq!(report["messages"][1]["outcome"], "ignored");
+    assert_eq!(report["messages"][1]["reason"], "it is old");
+    Ok(())
+}
+
 pub async fn a_test_on_a_database_leaves_nothing_there(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
     let dir = project(
@@ -274,83 +423,6 @@ pub async fn a_test_on_a_database_leaves_nothing_there(place: &Place) -> Checked
         assert_eq!(scene.store.count(table).await?, 0, "{table}");
     }
     assert_eq!(scene.store.count("hapax_consumer").await?, before);
-    Ok(())
-}
-
-/// A handler in another language, on the real host: each order once, and a message that is none parked.
-async fn credits_points(place: &Place, name: &str) -> Checked {
-    let dir = root().join("plugins").join(name);
-    let dir = dir.to_str().context("the path is text")?.to_owned();
-    let built = good(host::command(&place.dir, &["build", &dir, "--quiet", "--json"]).await?)?;
-    let component = PathBuf::from(built.json()?["path"].as_str().context("a path")?);
-
-    let store = Store::sqlite(place);
-    orders::create_tables(&store).await?;
-    let broker = servers::rabbit().await?.create_vhost().await?;
-    broker.declare(&[orders::QUEUE, orders::OUTPUT]).await?;
-    let orders = Orders::generate(&mut place.random(), 300, 60);
-    let config = Config::new("host", &store.url, &broker.url)
-        .consumer(Consumer::points()?.set("plugin", &format!("\"{}\"", component.display())));
-    let host = Host::start_patiently(place, &config).await?;
-    broker.publish(orders::QUEUE, &orders.messages).await?;
-    scene::until_settled(&host, &broker, orders::QUEUE, &store).await?;
-    let complaints = orders::complaints_of_store(&orders, &store).await?;
-    ensure!(complaints.is_empty(), "{complaints}");
-
-    // What the handler throws is a verdict, and what it did not foresee shows its line.
-    let bad = [
-        json!({"order_id": "bad-1", "user_id": "ada"}),
-        json!({"order_id": "order-000001", "user_id": "x", "amount_cents": 1}),
-    ];
-    let bad: Vec<_> = bad
-        .iter()
-        .map(crate::support::broker::Message::json)
-        .collect();
-    broker.publish(orders::QUEUE, &bad).await?;
-    wait::until_equal("the parked messages", 2, async || {
-        store.count("hapax_waiting").await
-    })
-    .await?;
-    let reasons = store
-        .texts("SELECT code || ' ' || CAST(error AS TEXT) FROM hapax_waiting ORDER BY 1")
-        .await?;
-    ensure!(reasons[0].starts_with("key-reused"), "{reasons:?}");
-    ensure!(
-        reasons[1].starts_with("rejected this is no order"),
-        "{reasons:?}"
-    );
-    host.stop().await
-}
-
-pub async fn the_points_handler_in_python_credits_each_order_once(place: &Place) -> Checked {
-    credits_points(place, "points-python").await
-}
-
-pub async fn the_points_handler_in_javascript_credits_each_order_once(place: &Place) -> Checked {
-    credits_points(place, "points-js").await
-}
-
-/// The tests that those handlers bring along, which are also those of their SDKs.
-pub async fn the_handlers_in_other_languages_pass_their_own_tests(_place: &Place) -> Checked {
-    let plugins = root().join("plugins");
-    let sdk = root().join("guest-sdk/python");
-    let runs: [(&str, &str, &[&str]); 2] = [
-        ("points-python", "python3", &["-B", "-m", "unittest"]),
-        ("points-js", "node", &["--test"]),
-    ];
-    for (plugin, program, arguments) in runs {
-        let output = Command::new(program)
-            .args(arguments)
-            .current_dir(plugins.join(plugin))
-            .env("PYTHONPATH", &sdk)
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "{plugin}: {}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
     Ok(())
 }
 

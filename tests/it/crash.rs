@@ -105,6 +105,7 @@ async fn until_killed(place: &Place, world: &World, point: Point, scenario: &Sce
             host.sigterm()?;
             host.until_killed_at(point).await
         }
+        When::Swapping => swapping(place, world, point, &order).await,
         When::DrainingInTrouble => draining_in_trouble(place, world, point, &order).await,
         When::Operating | When::Mending => operating(place, world, point, &order).await,
         When::Rekeying => rekeying(place, world, point, &order).await,
@@ -195,6 +196,17 @@ impl Lock {
         }
         Ok(())
     }
+}
+
+/// The daemon dies while it carries the command out.
+async fn swapping(place: &Place, world: &World, point: Point, order: &str) -> Checked {
+    let mut host = Host::launch_armed(place, &world.config, Some(order))?;
+    host.until_ready().await?;
+    let next = world.next_version(place)?;
+    let load = ["plugins", "load", "probe", &next];
+    let ended = host.cli(&load).await?;
+    ensure!(ended.code != Some(0), "the host went on after {point}");
+    host.until_killed_at(point).await
 }
 
 /// The operator's command dies, or the daemon that carries it out.

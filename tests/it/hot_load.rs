@@ -1,9 +1,12 @@
 //! Plugins change while messages flow: by their file, by the command line, and under `kill -9`. What runs
 //! is told by what it does.
 
+mod cache;
+mod kills;
+mod under_load;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -15,14 +18,14 @@ use crate::Checked;
 use crate::support::broker::Message;
 use crate::support::host::{self, Config, Consumer, Host};
 use crate::support::place::Place;
-use crate::support::scene::{self, IN, Scene};
+use crate::support::scene::{IN, Scene};
 use crate::support::store::Store;
 use crate::support::versions::{guest, rename_into, version};
 use crate::support::wait;
 
-const SWAPS: i64 = 200;
-/// Messages that are published in one go while versions change.
-const BLOCK: usize = 200;
+pub use cache::*;
+pub use kills::*;
+pub use under_load::*;
 
 /// A consumer on a plugin of the test's own.
 struct Stage {
@@ -87,72 +90,6 @@ fn digest(component: &[u8]) -> String {
 async fn status(host: &Host) -> anyhow::Result<Value> {
     let list = host.cli(&["plugins", "list", "--json"]).await?.json()?;
     list.get(0).cloned().context("there is a consumer")
-}
-
-pub async fn two_hundred_swaps_under_load_lose_and_double_nothing(place: &Place) -> Checked {
-    let stage = Stage::new(place, Scene::postgres(place).await?)?;
-    let host = Host::start(place, &stage.config()).await?;
-    let done = AtomicBool::new(false);
-    let load = async {
-        let mut published = 0;
-        while !done.load(Ordering::SeqCst) {
-            let block: Vec<_> = (published..published + BLOCK)
-                .map(|number| message(&format!("order-{number}")))
-                .collect();
-            stage.scene.publish(&block).await?;
-            published += BLOCK;
-            // A queue that only grows would make the test longer, and no harder.
-            wait::until("the queue to be short", wait::PATIENCE, async || {
-                let depth = stage.scene.broker.depth(IN).await?;
-                Ok((depth.ready < 2_000).then_some(()))
-            })
-            .await?;
-        }
-        Ok::<usize, anyhow::Error>(published)
-    };
-    let swaps = async {
-        for number in 1..=SWAPS {
-            rename_into(&stage.file, &version(number))?;
-            let what = format!("swap {number}");
-            wait::until(&what, wait::PATIENCE, async || {
-                let swaps = host.metric("hapax_plugin_swaps_total").await?;
-                Ok((swaps >= number as u64).then_some(()))
-            })
-            .await?;
-        }
-        done.store(true, Ordering::SeqCst);
-        Ok::<(), anyhow::Error>(())
-    };
-    let (published, swapped) = tokio::join!(load, swaps);
-    swapped?;
-    let published = published?;
-    scene::until_settled(&host, &stage.scene.broker, IN, &stage.scene.store).await?;
-    let state = status(&host).await?;
-    assert_eq!(state["digest"], digest(&version(SWAPS)));
-    assert_eq!(state["versions_in_memory"], 1, "earlier versions are gone");
-    assert_eq!(host.metric("hapax_failed_total").await?, 0);
-    assert_eq!(host.metric("hapax_plugin_refusals_total").await?, 0);
-    host.stop().await?;
-
-    let store = &stage.scene.store;
-    let orders = store
-        .number("SELECT count(DISTINCT order_id) FROM t_effects")
-        .await?;
-    assert_eq!(orders, published as i64, "none is lost");
-    assert_eq!(
-        store.count("t_effects").await?,
-        published as i64,
-        "none is doubled"
-    );
-    let versions = store
-        .number("SELECT count(DISTINCT step) FROM t_effects")
-        .await?;
-    ensure!(
-        versions > SWAPS / 2,
-        "only {versions} versions have handled messages"
-    );
-    assert_eq!(stage.scene.store.waiting().await?, [""; 0]);
-    ledger_names_the_version_that_wrote(store).await
 }
 
 /// The digest in the ledger is of the version whose number is beside the order.
@@ -351,137 +288,6 @@ pub async fn a_file_or_directory_that_is_deleted_and_made_again_is_loaded(
     host.stop().await
 }
 
-/// The files of machine code in a cache.
-fn code_files(cache: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(cache.join("code"))?;
-    Ok(entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<_, _>>()?)
-}
-
-pub async fn a_damaged_cache_is_compiled_again(place: &Place) -> Checked {
-    let mut stage = Stage::new(place, Scene::sqlite(place).await?)?;
-    let cache = place.dir.join("cache");
-    let config = stage.config().cache(&cache);
-    let host = Host::start(place, &config).await?;
-    assert_eq!(status(&host).await?["from_cache"], false);
-    host.stop().await?;
-
-    let host = Host::start(place, &config).await?;
-    assert_eq!(status(&host).await?["from_cache"], true);
-    assert_eq!(stage.ask().await?, 0);
-    host.stop().await?;
-
-    let damages: [fn(&mut Vec<u8>); 4] = [
-        |code| code.clear(),
-        |code| code.truncate(code.len() / 2),
-        |code| {
-            let middle = code.len() / 2;
-            code[middle] ^= 0x40;
-        },
-        |code| code.fill(0xff),
-    ];
-    for damage in damages {
-        let files = code_files(&cache)?;
-        let [file] = files.as_slice() else {
-            anyhow::bail!("there should be one file of machine code: {files:?}");
-        };
-        let whole = std::fs::read(file)?;
-        let mut code = whole.clone();
-        damage(&mut code);
-        std::fs::write(file, &code)?;
-        let host = Host::start(place, &config).await?;
-        assert_eq!(status(&host).await?["from_cache"], false);
-        assert_eq!(stage.ask().await?, 0);
-        host.stop().await?;
-        ensure!(
-            std::fs::read(file)?.len() == whole.len(),
-            "it was not made again"
-        );
-    }
-    Ok(())
-}
-
-/// The tests may run as root, whom permissions do not stop: the directory cannot be made, or is no
-/// directory any more.
-pub async fn without_a_cache_everything_but_going_back_works(place: &Place) -> Checked {
-    let mut stage = Stage::new(place, Scene::sqlite(place).await?)?;
-    let no_directory = place.dir.join("a-file");
-    std::fs::write(&no_directory, "")?;
-    let host = Host::start(place, &stage.config().cache(&no_directory)).await?;
-    rename_into(&stage.file, &version(1))?;
-    stage.until_serves(1).await?;
-    let back = host.cli(&["plugins", "rollback", "numbered"]).await?;
-    assert_eq!(back.code, Some(1), "{back:?}");
-    ensure!(back.stderr.contains("host.cache"), "{back:?}");
-    host.stop().await?;
-
-    // A cache that can be read and not be written, as on a disk that is full.
-    let cache = place.dir.join("cache");
-    let config = stage.config().cache(&cache);
-    let host = Host::start(place, &config).await?;
-    for part in ["code", "components", "versions"] {
-        std::fs::remove_dir_all(cache.join(part))?;
-        std::fs::write(cache.join(part), "")?;
-    }
-    rename_into(&stage.file, &version(2))?;
-    stage.until_serves(2).await?;
-    host.stop().await
-}
-
-pub async fn kill_9_in_the_middle_of_a_swap_loses_and_doubles_nothing(place: &Place) -> Checked {
-    const KILLS: i64 = 8;
-    let mut random = place.random();
-    let mut stage = Stage::new(place, Scene::postgres(place).await?)?;
-    let mut published = 0;
-    for number in 1..=KILLS {
-        let host = Host::start(place, &stage.config()).await?;
-        let block: Vec<_> = (published..published + 2_000)
-            .map(|number| message(&format!("order-{number}")))
-            .collect();
-        published += block.len();
-        stage.scene.publish(&block).await?;
-        let component = place.dir.join("next.wasm");
-        std::fs::write(&component, version(number))?;
-        let kill_after = Duration::from_millis(random.u64(0..80));
-        if number % 2 == 0 {
-            rename_into(&stage.file, &version(number))?;
-            tokio::time::sleep(kill_after).await;
-            host.sigkill()?;
-        } else {
-            // The command is in the middle of it, and its daemon goes.
-            let file = component.to_str().context("the path is text")?.to_owned();
-            let config = stage.config().write(&place.dir)?;
-            let load = tokio::spawn(async move {
-                host::cli(&config, &["plugins", "load", "numbered", &file]).await
-            });
-            tokio::time::sleep(kill_after).await;
-            host.sigkill()?;
-            load.await??;
-        }
-        let there = std::fs::read(&stage.file)?;
-        ensure!(
-            there == version(number) || there == version(number - 1),
-            "the file holds neither version"
-        );
-        rename_into(&stage.file, &version(number))?;
-    }
-    let host = Host::start(place, &stage.config()).await?;
-    assert_eq!(stage.ask().await?, KILLS);
-    stage.scene.finish(host).await?;
-    let store = &stage.scene.store;
-    let orders = store
-        .number("SELECT count(DISTINCT order_id) FROM t_effects")
-        .await?;
-    assert_eq!(orders, published as i64 + 1, "none is lost");
-    assert_eq!(
-        store.count("t_effects").await?,
-        published as i64 + 1,
-        "none is doubled"
-    );
-    ledger_names_the_version_that_wrote(store).await
-}
-
 pub async fn an_operator_loads_and_rolls_back(place: &Place) -> Checked {
     let mut stage = Stage::new(place, Scene::sqlite(place).await?)?;
     let config = stage.config().cache(&place.dir.join("cache"));
@@ -570,28 +376,4 @@ pub async fn an_operator_loads_and_rolls_back(place: &Place) -> Checked {
     let host = Host::start(place, &config).await?;
     assert_eq!(stage.ask().await?, 2);
     host.stop().await
-}
-
-pub async fn a_warm_start_compiles_nothing(place: &Place) -> Checked {
-    const PLUGINS: i64 = 20;
-    let store = Store::sqlite(place);
-    let mut config = Config::new("host", &store.url, "embedded:").cache(&place.dir.join("cache"));
-    for number in 0..PLUGINS {
-        let file = place.dir.join(format!("{number}.wasm"));
-        std::fs::write(&file, version(number))?;
-        let name = format!("numbered-{number}");
-        config = config.consumer(Consumer::running(&name, &name, &file));
-    }
-    for warm in [false, true] {
-        let host = Host::start(place, &config).await?;
-        let list = host.cli(&["plugins", "list", "--json"]).await?.json()?;
-        let list = list.as_array().context("a list")?;
-        assert_eq!(list.len() as i64, PLUGINS);
-        ensure!(
-            list.iter().all(|plugin| plugin["from_cache"] == warm),
-            "{list:?}"
-        );
-        host.stop().await?;
-    }
-    Ok(())
 }

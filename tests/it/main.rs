@@ -56,7 +56,7 @@ use tokio::runtime::Runtime;
 
 use support::place::{self, Place};
 use support::scene::Scene;
-use support::{servers, toolchain};
+use support::{mount, servers, toolchain};
 
 /// What a test returns. A failed assertion may also panic.
 type Checked = anyhow::Result<()>;
@@ -330,9 +330,14 @@ fn main() -> ExitCode {
                 a_file_or_directory_that_is_deleted_and_made_again_is_loaded,
                 a_damaged_cache_is_compiled_again,
                 without_a_cache_everything_but_going_back_works,
-                kill_9_in_the_middle_of_a_swap_loses_and_doubles_nothing,
+                projects_that_name_their_plugins_alike_go_back_to_their_own,
+                kill_9_at_every_step_of_a_swap_loses_and_doubles_nothing,
+                what_a_killed_host_left_beside_the_file_is_removed,
+                a_host_that_compiles_leaves_when_it_is_asked_to,
                 an_operator_loads_and_rolls_back,
                 a_warm_start_compiles_nothing;
+            needs mount::mounts: a_full_cache_costs_the_copies_and_nothing_else;
+            needs mount::mounts: a_cache_that_is_only_read_is_read;
         }
         author {
             once:
@@ -340,10 +345,16 @@ fn main() -> ExitCode {
                 what_messages_do_is_recorded_and_compared,
                 a_message_that_fails_is_a_failed_test_unless_it_should,
                 a_handler_that_does_something_else_each_time_is_found,
+                a_handler_that_another_attempt_changes_is_found,
+                the_memory_that_is_told_is_the_message_s_own,
                 a_test_on_a_database_leaves_nothing_there,
                 a_missing_toolchain_is_named;
             needs toolchain::python: the_points_handler_in_python_credits_each_order_once;
             needs toolchain::javascript: the_points_handler_in_javascript_credits_each_order_once;
+            needs toolchain::python: a_handler_in_python_uses_all_of_the_world;
+            needs toolchain::javascript: a_handler_in_javascript_uses_all_of_the_world;
+            needs toolchain::python: a_new_python_project_is_built_and_tested;
+            needs toolchain::javascript: a_new_javascript_project_is_built_and_tested;
             needs toolchain::interpreters: the_handlers_in_other_languages_pass_their_own_tests;
             needs toolchain::bare: a_module_without_wasi_becomes_a_component_that_runs;
         }

@@ -7,6 +7,7 @@ pub mod broker;
 pub mod children;
 pub mod host;
 pub mod lines;
+pub mod mount;
 pub mod orders;
 pub mod place;
 pub mod ports;

@@ -21,6 +21,7 @@ everything that the message did:
 | `ConstraintError`, kind `foreign-key`   | retried: the parent's message is late            |
 | `ConstraintError`, any other kind       | parked at once                                   |
 | `Retry(reason, after=seconds)`          | retried, not before `after`                      |
+| `OutboxError`                           | retried: a target can be added meanwhile         |
 | every other exception                   | retried; its traceback is kept with the message  |
 
 Outside of WebAssembly `hapax.testing` runs a handler without a database.
@@ -37,7 +38,7 @@ from uuid import UUID
 
 __all__ = [
     "ConstraintError", "Ignored", "Json", "Message", "OutboxError", "Reject", "Retry",
-    "context", "log", "outbox", "sql", "state",
+    "Trace", "context", "log", "outbox", "sql", "state",
 ]
 
 
@@ -87,6 +88,17 @@ class Json:
     """A parameter for a JSON column. A `dict` or a `list` is one by itself."""
 
     value: Any
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The W3C trace that a message belongs to."""
+
+    #: 32 lower-case hex digits.
+    trace_id: str
+    #: 16 lower-case hex digits.
+    span_id: str
+    sampled: bool
 
 
 @dataclass
@@ -255,6 +267,11 @@ class _Context:
         """`postgres`, `sqlite` or `mysql`."""
         return _now().context("dialect")
 
+    @property
+    def trace(self) -> Optional[Trace]:
+        """The trace of the message's `traceparent` header."""
+        return _now().context("trace")
+
     def new_id(self) -> str:
         """A UUID. The n-th call returns the same one in every attempt of this message."""
         return _now().context("new_id")
@@ -321,7 +338,7 @@ def _outcome(handle: Any, host: Host, message: Message) -> tuple[str, Any]:
             return "retry", (f"foreign key: {error}", None)
         return "reject", f"{error.kind}: {error}"
     except OutboxError as error:
-        return "reject", f"outbox: {error}"
+        return "retry", (f"outbox: {error}", None)
     finally:
         _host = before
     if isinstance(answer, Ignored):

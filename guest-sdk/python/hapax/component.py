@@ -17,7 +17,7 @@ import wit_world
 from componentize_py_types import Err
 from wit_world.imports import context, log, outbox, sql, state, types
 
-from . import _EPOCH, ConstraintError, Json, Message, OutboxError, _micros, _outcome
+from . import _EPOCH, ConstraintError, Json, Message, OutboxError, Trace, _micros, _outcome
 
 _PROPERTIES = (
     "content_type", "content_encoding", "delivery_mode", "priority", "correlation_id", "reply_to",
@@ -202,7 +202,11 @@ class _Imports:
 
     def context(self, name: str, *arguments: str) -> Any:
         answer = getattr(context, name)(*arguments)
-        return answer.name.lower() if name == "dialect" else answer
+        if name == "dialect":
+            return answer.name.lower()
+        if name == "trace" and answer is not None:
+            return Trace(answer.trace_id, answer.span_id, answer.sampled)
+        return answer
 
     def log(self, level: str, message: str, fields: list[tuple[str, str]]) -> None:
         log.write(log.Level[level.upper()], message, fields)

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from typing import Any, Optional
 from uuid import UUID
 
-from . import ConstraintError, Message, OutboxError, _micros, _outcome
+from . import ConstraintError, Message, OutboxError, Trace, _micros, _outcome
 
 
 @dataclass
@@ -53,6 +53,7 @@ class _Double:
     violates: dict
     targets: Optional[list]
     reply_to: Optional[str]
+    trace: Optional[Trace]
     state: dict
     statements: list = field(default_factory=list)
     sent: list = field(default_factory=list)
@@ -123,7 +124,7 @@ class _Double:
             return str(UUID(int=self.ids))
         return {
             "consumer": "test", "key": self.key, "attempt": self.attempt, "redelivered": False,
-            "now": _micros(self.now), "dialect": "postgres",
+            "now": _micros(self.now), "dialect": "postgres", "trace": self.trace,
         }[name]
 
     def log(self, level, message, fields):
@@ -145,6 +146,7 @@ def run(
     violates: Optional[dict] = None,
     targets: Optional[list] = None,
     state: Optional[dict] = None,
+    trace: Optional[Trace] = None,
 ) -> Run:
     """Runs a handler on one message. A `body` that is not `bytes` is sent as JSON.
 
@@ -158,7 +160,7 @@ def run(
     before = {name: (value, 1) for name, value in (state or {}).items()}
     double = _Double(
         key=key, attempt=attempt, now=now, config=config or {}, rows=rows or {},
-        violates=violates or {}, targets=targets, reply_to=properties.get("reply_to"),
+        violates=violates or {}, targets=targets, reply_to=properties.get("reply_to"), trace=trace,
         state=dict(before),
     )
     message = Message(content, "", routing_key, properties, headers or {})

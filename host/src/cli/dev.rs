@@ -27,8 +27,8 @@ use crate::telemetry;
 use super::build::build;
 use super::project::{self, Language, Project};
 use super::run::Signals;
-use super::test::{lines, make_tables};
-use super::{Error, FAILED};
+use super::test::{ignored, lines, make_tables};
+use super::{Error, FAILED, USAGE};
 
 /// Sources are built when nothing has happened to them for so long.
 const QUIET: Duration = Duration::from_millis(150);
@@ -65,7 +65,20 @@ pub async fn run(arguments: DevArgs, config: Option<PathBuf>) -> Result<ExitCode
             .map(|name| dir.join(name))
             .into_iter()
             .find(|file| file.is_file());
-        make_tables(path, schema.as_deref()).await?;
+        let is_new = !path.exists();
+        match make_tables(path, schema.as_deref()).await {
+            // The file has them from the last time.
+            Err(Error::Other { code: USAGE, text })
+                if !is_new && text.contains("already exists") =>
+            {
+                output::complain(&format!(
+                    "{WARNING}the tables are left as they are{WARNING:#}: some of them are in {} already; after a \
+                     change of the schema, remove that file\n",
+                    path.display()
+                ));
+            }
+            made => made?,
+        }
     }
     let store = RecordedStore {
         inner: open_store(&config)?,
@@ -139,10 +152,13 @@ fn welcome(config: &Config) -> Result<(), Error> {
 /// Builds when a source changes, until `stop`. The host sees the new component by itself.
 async fn rebuild(dir: PathBuf, stop: CancellationToken) {
     let (send, mut changes) = mpsc::channel(1);
+    // Events name files as their directory was named when its watch was set.
+    let dir = dir.canonicalize().unwrap_or(dir);
+    let root = dir.clone();
     let heard = move |event: notify::Result<Event>| {
         let source = event.is_ok_and(|event| {
             !matches!(event.kind, EventKind::Access(_))
-                && event.paths.iter().any(|path| is_source(path))
+                && event.paths.iter().any(|path| is_source(&root, path))
         });
         if source {
             // One stands for all that come before it is taken.
@@ -153,7 +169,7 @@ async fn rebuild(dir: PathBuf, stop: CancellationToken) {
         watch_sources(&mut watcher, &dir)?;
         Ok(watcher)
     });
-    let _watcher = match watcher {
+    let mut watcher = match watcher {
         Ok(watcher) => watcher,
         Err(error) => {
             output::complain(&format!(
@@ -171,6 +187,12 @@ async fn rebuild(dir: PathBuf, stop: CancellationToken) {
             .await
             .is_ok_and(|one| one.is_some())
         {}
+        // Directories that are new have sources too. What changes in them before this is built below.
+        if let Err(error) = watch_sources(&mut watcher, &dir) {
+            output::complain(&format!(
+                "{WARNING}some sources cannot be watched{WARNING:#}: {error}\n"
+            ));
+        }
         if let Err(error) = build(&dir).await {
             output::complain(&format!(
                 "{BAD}not built{BAD:#}, the version before goes on: {}\n",
@@ -185,14 +207,16 @@ fn watch_sources(watcher: &mut RecommendedWatcher, dir: &Path) -> notify::Result
     watcher.watch(dir, RecursiveMode::NonRecursive)?;
     for entry in std::fs::read_dir(dir)?.flatten() {
         let path = entry.path();
-        if path.is_dir() && is_source(&path) {
+        if path.is_dir() && is_source(dir, &path) {
             watcher.watch(&path, RecursiveMode::Recursive)?;
         }
     }
     Ok(())
 }
 
-fn is_source(path: &Path) -> bool {
+/// Whether a file below the project's directory is built from. The way to that directory does not matter.
+fn is_source(dir: &Path, path: &Path) -> bool {
+    let path = path.strip_prefix(dir).unwrap_or(path);
     let none = |name: &str| NOT_SOURCES.contains(&name);
     !path.iter().any(|part| part.to_str().is_some_and(none))
         && path.extension().is_none_or(|ending| {
@@ -204,10 +228,19 @@ fn is_source(path: &Path) -> bool {
 
 /// What a message did, as soon as it is committed.
 fn tell(record: &Record) {
-    if record.keys.is_empty() && record.steps.is_empty() {
-        return;
+    if let Some(text) = told(record) {
+        // A terminal that is gone is no reason to stop.
+        let _ = output::print(&text);
     }
-    let key = record.keys.first().map(|key| crate::key::show(key));
+}
+
+/// `None` for a transaction that was about no message.
+fn told(record: &Record) -> Option<String> {
+    let key = match (record.keys.first(), record.known.first()) {
+        (None, None) if record.steps.is_empty() => return None,
+        (new, known) => new.or(known).map(|key| crate::key::show(key)),
+    };
+    let is_duplicate = record.keys.is_empty() && !record.known.is_empty();
     let failed = record.steps.iter().find_map(|step| match step {
         Step::Failed(row) => Some(row),
         _ => None,
@@ -216,9 +249,13 @@ fn tell(record: &Record) {
         "{STRONG}{}{STRONG:#} ",
         output::clean(&key.unwrap_or_default())
     );
-    let _ = match failed {
-        None => writeln!(text, "{GOOD}committed{GOOD:#}"),
-        Some(row) => {
+    let _ = match (failed, ignored(&record.steps)) {
+        (None, None) if is_duplicate => writeln!(text, "{FAINT}duplicate{FAINT:#}"),
+        (None, None) => writeln!(text, "{GOOD}committed{GOOD:#}"),
+        (None, Some(reason)) => {
+            writeln!(text, "{GOOD}ignored{GOOD:#} {}", output::clean(reason))
+        }
+        (Some(row), _) => {
             let word = match row.status {
                 Status::Parked => "parked",
                 Status::Retry | Status::Held => "will be retried",
@@ -235,8 +272,7 @@ fn tell(record: &Record) {
     for line in lines(&record.steps) {
         let _ = writeln!(text, "  {}", output::clean(&line));
     }
-    // A terminal that is gone is no reason to stop.
-    let _ = output::print(&text);
+    Some(text)
 }
 
 #[cfg(test)]
@@ -244,9 +280,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_became_of_a_message_is_told_in_one_word() {
+        let told = |keys: &[&str], known: &[&str], steps: Vec<Step>| {
+            let bytes = |keys: &[&str]| keys.iter().map(|key| key.as_bytes().to_vec()).collect();
+            let record = Record {
+                keys: bytes(keys),
+                known: bytes(known),
+                steps,
+            };
+            told(&record).map(|text| anstream::adapter::strip_str(&text).to_string())
+        };
+        let line = |text: &str| Some(text.to_owned());
+        assert_eq!(told(&["o-1"], &[], vec![]), line("`o-1` committed\n"));
+        assert_eq!(told(&[], &["o-1"], vec![]), line("`o-1` duplicate\n"));
+        let ignored = vec![Step::Ignored("it is old".into())];
+        assert_eq!(
+            told(&["o-1"], &[], ignored),
+            line("`o-1` ignored it is old\n")
+        );
+        // Waiting rows were looked for, say.
+        assert_eq!(told(&[], &[], vec![]), None);
+    }
+
+    #[test]
     fn what_toolchains_and_the_host_write_is_no_source() {
+        // The way to the project says nothing about its files.
+        let dir = Path::new("/home/ada/target/points");
         for source in ["src/lib.rs", "handler.py", "Cargo.toml", "wit/plugin.wit"] {
-            assert!(is_source(Path::new(source)), "{source}");
+            assert!(is_source(dir, &dir.join(source)), "{source}");
         }
         for other in [
             "target/hapax/a.wasm",
@@ -254,7 +315,7 @@ mod tests {
             "Cargo.lock",
             "hapax.db-wal",
         ] {
-            assert!(!is_source(Path::new(other)), "{other}");
+            assert!(!is_source(dir, &dir.join(other)), "{other}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! file or on a database of which nothing is kept. It is run twice, delivered again, and killed at each call to
 //! the database: what a redelivery, a duplicate and a crash would do is seen here.
 
+mod content;
 mod effects;
 mod rehearsal;
 mod report;
@@ -20,7 +21,7 @@ use crate::output;
 
 use super::project::{self, Project};
 use super::{Error, print_json};
-pub use effects::lines;
+pub use effects::{ignored, lines};
 use rehearsal::Rehearsal;
 pub use rehearsal::make_tables;
 use report::{Checked, Report};
@@ -92,7 +93,9 @@ pub async fn run(arguments: TestArgs, config: Option<PathBuf>) -> Result<ExitCod
         if arguments.update {
             snapshot::write(&expected, &checked)?;
         } else {
-            snapshot::compare(&expected, &mut checked)?;
+            report
+                .problems
+                .append(&mut snapshot::compare(&expected, &mut checked)?);
         }
         report.messages.append(&mut checked);
     }

@@ -61,3 +61,44 @@ fn a_link_is_kept_and_what_it_leads_to_is_replaced() {
             .is_symlink()
     );
 }
+
+#[tokio::test]
+async fn what_may_pass_by_itself_is_tried_again_and_a_bad_plugin_is_not() {
+    let component = |number: u32| {
+        let global = format!("(global i32 (i32.const {number}))");
+        crate::sandbox::tests::component::guest(&global, "(i32.const 1024)")
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("a.wasm");
+    fs::write(&file, component(1)).expect("written");
+    let sandbox = Sandbox::new(crate::sandbox::SandboxOptions {
+        concurrent_instances: 1,
+        max_memory: 1 << 20,
+        max_table_elements: 1_000,
+        metered: false,
+    });
+    let sandbox = sandbox.expect("the engine starts");
+    let metrics = Metrics::new();
+    let plugin = PluginFile::open(&sandbox, &file, Vec::new(), None, &metrics);
+    let plugin = plugin.await.expect("it loads");
+    let first = *plugin.current().digest();
+
+    fs::write(&file, component(2)).expect("written");
+    let second: PluginDigest = Sha256::digest(component(2)).into();
+    let refuse = |problem| {
+        let name = "a.wasm".to_owned();
+        plugin.refuse(Some(second), &LoadError { name, problem });
+    };
+    refuse(LoadProblem::Start("it traps".into()));
+    plugin.refresh().await;
+    assert_eq!(*plugin.current().digest(), first);
+
+    refuse(LoadProblem::Slow("the machine is busy".into()));
+    assert!(!plugin.is_due(), "not at once");
+    plugin.records().again = Some(Instant::now());
+    assert!(plugin.is_due());
+    plugin.refresh().await;
+    assert_eq!(*plugin.current().digest(), second);
+    assert_eq!(plugin.state().refused, None);
+    assert!(!plugin.is_due());
+}

@@ -47,7 +47,7 @@ pub async fn watch(files: Vec<Arc<PluginFile>>, stop: CancellationToken) {
         }
         let touched = watches.touched.swap(false, Ordering::SeqCst);
         for file in &files {
-            if touched || file.looks_changed() {
+            if touched || file.is_due() {
                 tokio::select! {
                     // A load that has begun is of no use to a host that leaves.
                     () = stop.cancelled() => return,

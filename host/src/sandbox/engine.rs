@@ -19,6 +19,9 @@ use wasmtime::{
 use super::guest::Guest;
 use super::{imports, wasi};
 
+/// Plugins that may be tried out at the same time.
+pub const MAX_LOADS: usize = 2;
+
 /// How often a running guest is interrupted to let others run: no guest delays another by more.
 pub(super) const TICK: Duration = Duration::from_millis(1);
 
@@ -87,8 +90,8 @@ impl Drop for Slot<'_> {
 
 impl Sandbox {
     pub fn new(options: SandboxOptions) -> Result<Arc<Self>, SandboxError> {
-        // One slot more than there are lanes, so that a plugin that is being loaded takes no lane's place.
-        let slots = options.concurrent_instances.max(1) + 1;
+        // More slots than there are lanes, so that a plugin that is being loaded takes no lane's place.
+        let slots = options.concurrent_instances.max(1) + MAX_LOADS;
         let engine = pooling(&options, slots).or_else(|error| {
             tracing::warn!(
                 error = %error.root_cause(),

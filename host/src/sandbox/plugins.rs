@@ -21,6 +21,8 @@ use wasmtime::{Engine, Precompiled};
 use crate::config::{Idempotency, Limits, Random};
 use crate::effects::outbox::Composer;
 use crate::effects::sql::rules::{self, Grants, Rules};
+use crate::failpoint::{self, Point};
+use crate::failure::code;
 use crate::message::Message;
 use crate::store::{ConsumerId, Dialect};
 
@@ -32,7 +34,7 @@ use super::seeds::Seeds;
 use super::symbols::Symbols;
 use super::{Attempt, Environment, Verdict, trap};
 
-pub use cache::{Cache, MAX_VERSIONS, PluginDigest, write as write_file};
+pub use cache::{Cache, MAX_VERSIONS, PluginDigest, remove_leftovers, write as write_file};
 
 /// What an instance may use to come into being.
 const START_CPU: Duration = Duration::from_secs(2);
@@ -70,6 +72,7 @@ pub struct Usage {
     in_flight: AtomicU64,
     run_nanos: AtomicU64,
     peak_memory_bytes: AtomicU64,
+    recent_memory_bytes: AtomicU64,
     fuel: AtomicU64,
 }
 
@@ -101,8 +104,9 @@ impl Usage {
     pub(super) fn ran(&self, elapsed: Duration, memory_bytes: u64, fuel: u64) {
         let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
         self.run_nanos.fetch_add(nanos, Ordering::Relaxed);
-        self.peak_memory_bytes
-            .fetch_max(memory_bytes, Ordering::Relaxed);
+        for most in [&self.peak_memory_bytes, &self.recent_memory_bytes] {
+            most.fetch_max(memory_bytes, Ordering::Relaxed);
+        }
         self.fuel.fetch_add(fuel, Ordering::Relaxed);
     }
 
@@ -114,6 +118,11 @@ impl Usage {
     /// The most linear memory that an instance has had, in bytes.
     pub fn peak_memory_bytes(&self) -> u64 {
         self.peak_memory_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The same of the instances that have ended since this was asked last; 0 when there was none.
+    pub fn take_recent_memory_bytes(&self) -> u64 {
+        self.recent_memory_bytes.swap(0, Ordering::Relaxed)
     }
 
     /// Instructions that all runs together have executed, about; 0 unless the sandbox is metered.
@@ -186,6 +195,8 @@ pub enum LoadProblem {
     Version(String),
     #[error("the component does not start: {0}")]
     Start(String),
+    #[error("the component does not start in time, which may be the machine's fault: {0}")]
+    Slow(String),
     #[error(
         "the plugin of the consumer {consumer} begins with {needed} bytes of memory, and limits.memory is \
          {limit}: every message would fail; raise it"
@@ -195,6 +206,13 @@ pub enum LoadProblem {
         needed: u64,
         limit: u64,
     },
+}
+
+impl LoadProblem {
+    /// Whether the same file may be a good plugin a little later.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreadable(_) | Self::Slow(_))
+    }
 }
 
 impl Plugin {
@@ -213,14 +231,15 @@ impl Plugin {
         Self::from_cache(sandbox, name, bytes, None)
     }
 
-    /// The same with machine code from a cache where it has some, and kept there where it has none.
+    /// The same with a cache: a copy of the component is kept there first, so that a rollback finds it, and its
+    /// machine code is taken from there, or kept there where it has none. What is refused is not kept.
     pub fn from_cache(
         sandbox: &Arc<Sandbox>,
         name: &str,
         bytes: &[u8],
         cache: Option<&Cache>,
     ) -> Result<Self, LoadError> {
-        prepare(sandbox, bytes, cache).map_err(|problem| LoadError {
+        from_cache(sandbox, bytes, cache).map_err(|problem| LoadError {
             name: name.to_owned(),
             problem,
         })
@@ -285,13 +304,31 @@ pub fn read_component(path: &Path) -> Result<Vec<u8>, LoadProblem> {
     }
 }
 
-fn prepare(
+fn from_cache(
     sandbox: &Arc<Sandbox>,
     bytes: &[u8],
     cache: Option<&Cache>,
 ) -> Result<Plugin, LoadProblem> {
     recognise(bytes)?;
     let digest: PluginDigest = Sha256::digest(bytes).into();
+    let Some(cache) = cache else {
+        return prepare(sandbox, digest, bytes, None);
+    };
+    let is_new = cache.keep_component(&digest, bytes);
+    failpoint::pass(Point::AfterPluginCopy);
+    let prepared = prepare(sandbox, digest, bytes, Some(cache));
+    if is_new && prepared.is_err() {
+        cache.forget_component(&digest);
+    }
+    prepared
+}
+
+fn prepare(
+    sandbox: &Arc<Sandbox>,
+    digest: PluginDigest,
+    bytes: &[u8],
+    cache: Option<&Cache>,
+) -> Result<Plugin, LoadProblem> {
     let engine = &sandbox.engine;
     let cached = cache.and_then(|cache| cache.code(engine, &digest));
     let from_cache = cached.is_some();
@@ -308,10 +345,11 @@ fn prepare(
         .map_err(|error| LoadProblem::World(causes(&error)))?;
     let handler =
         HandlerPre::new(instance.clone()).map_err(|error| LoadProblem::World(causes(&error)))?;
-    let initial_memory_bytes = start(sandbox, &instance).map_err(LoadProblem::Start)?;
+    let initial_memory_bytes = start(sandbox, &instance)?;
     if let Some(cache) = cache.filter(|_| !from_cache) {
         cache.keep_code(engine, &digest, &component);
     }
+    failpoint::pass(Point::AfterPluginCompile);
     Ok(Plugin(Arc::new(Loaded {
         sandbox: Arc::clone(sandbox),
         handler,
@@ -382,20 +420,21 @@ fn causes(error: &wasmtime::Error) -> String {
 
 /// Makes one instance, as every message will, and returns the memory that it begins with. On a thread of its
 /// own, so that it does not matter what kind of thread the caller is on.
-fn start(sandbox: &Arc<Sandbox>, instance: &InstancePre<Guest>) -> Result<u64, String> {
+fn start(sandbox: &Arc<Sandbox>, instance: &InstancePre<Guest>) -> Result<u64, LoadProblem> {
     thread::scope(|scope| {
         let start = scope.spawn(|| start_here(sandbox, instance));
-        start
-            .join()
-            .unwrap_or_else(|_| Err("the host panicked while it was made".into()))
+        start.join().unwrap_or_else(|_| {
+            let panic = "the host panicked while it was made";
+            Err(LoadProblem::Start(panic.into()))
+        })
     })
 }
 
-fn start_here(sandbox: &Arc<Sandbox>, instance: &InstancePre<Guest>) -> Result<u64, String> {
+fn start_here(sandbox: &Arc<Sandbox>, instance: &InstancePre<Guest>) -> Result<u64, LoadProblem> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| LoadProblem::Start(error.to_string()))?;
     let environment = Arc::new(nobody(sandbox));
     let attempt = Attempt {
         message: Arc::new(Message {
@@ -418,11 +457,16 @@ fn start_here(sandbox: &Arc<Sandbox>, instance: &InstancePre<Guest>) -> Result<u
         match ended {
             Ok(Ok(_)) => Ok(guest.space.memory_bytes()),
             Ok(Err(error)) => Err(match trap::verdict(error, &guest.wasi.written()).0 {
-                Verdict::Failed(failure) => failure.message,
-                Verdict::Spoiled(error) => error.to_string(),
+                Verdict::Failed(failure) if failure.code == code::CPU_LIMIT => {
+                    LoadProblem::Slow(failure.message)
+                }
+                Verdict::Failed(failure) => LoadProblem::Start(failure.message),
+                Verdict::Spoiled(error) => LoadProblem::Start(error.to_string()),
                 Verdict::Done | Verdict::Ignored(_) => unreachable!("an error is not a success"),
             }),
-            Err(_) => Err(format!("it took longer than {START_WALL:?}")),
+            Err(_) => Err(LoadProblem::Slow(format!(
+                "it took longer than {START_WALL:?}"
+            ))),
         }
     })
 }

@@ -36,6 +36,8 @@ pub enum Step {
         value: Option<Vec<u8>>,
     },
     Send(Arc<OutboxRow>),
+    /// The handler had nothing to do, and said why.
+    Ignored(String),
     Failed(Box<WaitingRow>),
 }
 
@@ -44,6 +46,8 @@ pub enum Step {
 pub struct Record {
     /// The keys that were new or taken up again.
     pub keys: Vec<Vec<u8>>,
+    /// The keys that the ledger knew already.
+    pub known: Vec<Vec<u8>>,
     pub steps: Vec<Step>,
 }
 
@@ -184,10 +188,13 @@ impl Session for Recorded {
     ) -> Result<Vec<bool>, StoreError> {
         self.step().await;
         let new = self.inner.claim(rule, claims).await?;
-        let keys = claims.iter().zip(&new).filter(|(_, new)| **new);
-        self.record
-            .keys
-            .extend(keys.map(|(claim, _)| claim.key.to_vec()));
+        for (claim, new) in claims.iter().zip(&new) {
+            let keys = match new {
+                true => &mut self.record.keys,
+                false => &mut self.record.known,
+            };
+            keys.push(claim.key.to_vec());
+        }
         Ok(new)
     }
 
@@ -274,6 +281,10 @@ impl Session for Recorded {
             .map(|(row, _)| Step::Failed(Box::new(row.clone())));
         self.record.steps.extend(failed);
         Ok(())
+    }
+
+    fn note_ignored(&mut self, reason: &str) {
+        self.record.steps.push(Step::Ignored(reason.to_owned()));
     }
 
     // What follows is passed on as it is.

@@ -17,6 +17,8 @@ pub enum When {
     Draining,
     /// It has been asked to stop while the database refuses what it had begun.
     DrainingInTrouble,
+    /// An operator loads another version of the plugin while messages flow.
+    Swapping,
     /// An operator replays and discards parked messages.
     Operating,
     /// An operator does everything else that may be done while a host runs.
@@ -69,6 +71,8 @@ pub fn of(point: Point, stack: Stack) -> Result<Scenario, &'static str> {
     use Point::*;
     let (earlier, when): (&[Point], When) = match point {
         BeforeMigration | MidMigration | AfterMigration => (&[], When::Migrating),
+        AfterPluginCopy | AfterPluginCompile => (&[], When::Swapping),
+        AfterPluginWrite | AfterPluginSwap => (&[], When::Swapping),
         AfterRegister | AfterReceive | AfterKey | AfterDue => (&[], When::Running),
         // Only what was delivered before, and what comes from the table, runs alone.
         BeforeStart | AfterStart => (&[AfterClaim], When::Running),
@@ -98,6 +102,10 @@ pub fn of(point: Point, stack: Stack) -> Result<Scenario, &'static str> {
     Ok(Scenario {
         earlier,
         when,
-        passage: 1,
+        passage: match point {
+            // The first passage is the host's start.
+            AfterPluginCopy | AfterPluginCompile => 2,
+            _ => 1,
+        },
     })
 }

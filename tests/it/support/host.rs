@@ -183,10 +183,19 @@ impl Host {
 
     /// The most memory that the process has had at one time (Linux).
     pub fn peak_memory_bytes(&self) -> anyhow::Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory that it has now (Linux).
+    pub fn memory_bytes(&self) -> anyhow::Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, name: &str) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        Ok(kib.context("no VmHWM in the status")?.parse::<u64>()? * 1024)
+        Ok(kib.context("the status does not tell")?.parse::<u64>()? * 1024)
     }
 
     pub fn is_running(&mut self) -> anyhow::Result<bool> {
@@ -440,6 +449,16 @@ impl Dev {
         wait::until(words, BUILD_PATIENCE, async || {
             let said = std::fs::read_to_string(&self.log)?;
             Ok(said.contains(words).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until it has written something so often.
+    pub async fn until_says_times(&self, words: &str, times: usize) -> anyhow::Result<()> {
+        let what = format!("{words}, {times} times");
+        wait::until(&what, BUILD_PATIENCE, async || {
+            let said = std::fs::read_to_string(&self.log)?;
+            Ok((said.matches(words).count() >= times).then_some(()))
         })
         .await
     }

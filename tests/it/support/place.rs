@@ -30,6 +30,13 @@ impl Place {
         })
     }
 
+    /// What the host of a configuration has written so far.
+    pub fn log(&self, label: &str) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(
+            self.dir.join(format!("{label}.log")),
+        )?)
+    }
+
     pub fn random(&self) -> fastrand::Rng {
         fastrand::Rng::with_seed(self.seed)
     }

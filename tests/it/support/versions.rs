@@ -35,6 +35,29 @@ pub fn version(number: i64) -> Vec<u8> {
     guest(&declarations, &body)
 }
 
+/// A component that does nothing and takes the compiler many seconds.
+pub fn heavy() -> Vec<u8> {
+    const FUNCTIONS: usize = 64;
+    const LOCALS: usize = 48;
+    const STEPS: usize = 2_500;
+    // Every value lives across every call: registers are never enough.
+    let step = |number: usize| {
+        let [to, one, other] = [7, 13, 29].map(|factor| number * factor % LOCALS);
+        format!("(local.set {to} (call $mix (local.get {one}) (local.get {other})))")
+    };
+    let body: String = (0..STEPS).map(step).collect();
+    let functions: String = (0..FUNCTIONS)
+        .map(|_| {
+            format!(
+                "(func (param i64 i64) (local{}) {body})\n",
+                " i64".repeat(LOCALS - 2)
+            )
+        })
+        .collect();
+    let mix = "(func $mix (param i64 i64) (result i64) (i64.add (local.get 0) (local.get 1)))";
+    guest(&format!("{mix}\n{functions}"), "(i32.const 1024)")
+}
+
 /// Puts bytes in the place of a file, in one step, as a careful deployment does.
 pub fn rename_into(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let new = path.with_extension("new");

@@ -1,11 +1,12 @@
 //! What a handler asked for, as lines that people read and that can be compared.
 
 use crate::message::Message;
+use crate::operations::write_table;
 use crate::output;
 use crate::store::recorded::Step;
 use crate::store::{OutboxRow, Value};
 
-/// One line for each effect, in order. The record of a failure is no effect of the handler.
+/// One line for each effect, in order. The record of what the handler said is no effect of it.
 pub fn lines(steps: &[Step]) -> Vec<String> {
     steps
         .iter()
@@ -31,7 +32,7 @@ pub fn lines(steps: &[Step]) -> Vec<String> {
                 None => format!("state {key} removed"),
             }),
             Step::Send(row) => Some(sent(row)),
-            Step::Failed(_) => None,
+            Step::Ignored(_) | Step::Failed(_) => None,
         })
         .collect()
 }
@@ -80,18 +81,28 @@ fn sent(row: &OutboxRow) -> String {
     if let Some(delay) = row.delay {
         line += &format!(" after {delay:?}");
     }
+    if let Some(kind) = properties.content_type() {
+        line += &format!(" as {kind}");
+    }
     if let Some(headers) = properties.headers() {
-        let names: Vec<_> = headers
-            .inner()
-            .keys()
-            .map(|name| name.as_str().to_owned())
-            .filter(|name| !name.starts_with("hapax-"))
+        let headers: Vec<_> = write_table(headers)
+            .iter()
+            .filter(|(name, _)| !name.starts_with("hapax-"))
+            .map(|(name, value)| format!("{name} = {value}"))
             .collect();
-        if !names.is_empty() {
-            line += &format!(" with {}", names.join(", "));
+        if !headers.is_empty() {
+            line += &format!(" with {}", headers.join(", "));
         }
     }
     format!("{line}: {}", output::bytes(body))
+}
+
+/// Why the handler had nothing to do, if it said so.
+pub fn ignored(steps: &[Step]) -> Option<&str> {
+    steps.iter().find_map(|step| match step {
+        Step::Ignored(reason) => Some(reason.as_str()),
+        _ => None,
+    })
 }
 
 /// The lines that differ, `-` before what was first and `+` before what came instead.
@@ -119,7 +130,40 @@ pub fn difference(first: &[String], second: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use lapin::BasicProperties;
+    use lapin::types::{AMQPValue, FieldTable};
+
     use super::*;
+    use crate::store::ConsumerId;
+
+    #[test]
+    fn what_is_sent_is_told_with_its_content_type_and_its_headers() {
+        let mut headers = FieldTable::default();
+        headers.insert("tenant".into(), AMQPValue::LongString("north".into()));
+        headers.insert("hapax-key".into(), AMQPValue::LongString("o-1".into()));
+        let row = OutboxRow {
+            consumer: ConsumerId(1),
+            lane: 0,
+            target: "out".into(),
+            may_drop: false,
+            message: Message {
+                exchange: String::new(),
+                routing_key: "q".into(),
+                properties: BasicProperties::default()
+                    .with_content_type("text/plain".into())
+                    .with_headers(headers),
+                body: bytes::Bytes::from_static(b"hello"),
+            },
+            ordering_key: None,
+            delay: None,
+        };
+        assert_eq!(
+            lines(&[Step::Send(Arc::new(row))]),
+            [r#"send to out (queue q) as text/plain with tenant = "north": hello"#]
+        );
+    }
 
     #[test]
     fn what_differs_stands_between_what_does_not() {

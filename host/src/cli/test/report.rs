@@ -20,6 +20,8 @@ pub struct Report {
     size_bytes: u64,
     consumer: String,
     pub messages: Vec<Checked>,
+    /// What is wrong with none of them.
+    pub problems: Vec<String>,
 }
 
 impl Checked {
@@ -36,11 +38,12 @@ impl Report {
             size_bytes: plugin.size_bytes(),
             consumer: consumer.to_owned(),
             messages: Vec::new(),
+            problems: Vec::new(),
         }
     }
 
     pub fn has_failed(&self) -> bool {
-        self.messages.iter().any(Checked::has_failed)
+        !self.problems.is_empty() || self.messages.iter().any(Checked::has_failed)
     }
 
     pub fn json(&self) -> Value {
@@ -52,6 +55,7 @@ impl Report {
                 "reason": check.outcome.reason,
                 "evidence": check.outcome.evidence,
                 "effects": check.effects,
+                "second": check.second,
                 "microseconds": u64::try_from(check.elapsed.as_micros()).unwrap_or(u64::MAX),
                 "peak_memory_bytes": check.peak_memory_bytes,
                 "fuel": check.fuel,
@@ -64,6 +68,7 @@ impl Report {
             "digest": self.digest,
             "size_bytes": self.size_bytes,
             "passed": !self.has_failed(),
+            "problems": self.problems,
             "messages": messages.collect::<Vec<_>>(),
         })
     }
@@ -78,9 +83,16 @@ impl Report {
         for message in &self.messages {
             message.render(&mut text);
         }
+        if !self.problems.is_empty() {
+            text.push('\n');
+        }
+        for problem in &self.problems {
+            render_problem(problem, &mut text);
+        }
         let failed = self.messages.iter().filter(|one| one.has_failed()).count();
         let count = output::count(self.messages.len() as u64, "message");
         let _ = match failed {
+            0 if self.has_failed() => writeln!(text, "\n{BAD}{count}, and a problem{BAD:#}"),
             0 => writeln!(text, "\n{GOOD}{count}, none with a problem{GOOD:#}"),
             failed => writeln!(text, "\n{BAD}{count}, {failed} with problems{BAD:#}"),
         };
@@ -119,20 +131,25 @@ impl Checked {
             );
         }
         for problem in &check.problems {
-            let mut lines = problem.lines();
-            let _ = writeln!(
-                text,
-                "  {BAD}problem{BAD:#}: {}",
-                output::clean(lines.next().unwrap_or_default())
-            );
-            for line in lines {
-                let style = match line.as_bytes().first() {
-                    Some(b'-') => BAD,
-                    Some(b'+') => GOOD,
-                    _ => FAINT,
-                };
-                let _ = writeln!(text, "    {style}{}{style:#}", output::clean(line));
-            }
+            render_problem(problem, text);
         }
+    }
+}
+
+/// A sentence, and a difference below it.
+fn render_problem(problem: &str, text: &mut String) {
+    let mut lines = problem.lines();
+    let _ = writeln!(
+        text,
+        "  {BAD}problem{BAD:#}: {}",
+        output::clean(lines.next().unwrap_or_default())
+    );
+    for line in lines {
+        let style = match line.as_bytes().first() {
+            Some(b'-') => BAD,
+            Some(b'+') => GOOD,
+            _ => FAINT,
+        };
+        let _ = writeln!(text, "    {style}{}{style:#}", output::clean(line));
     }
 }

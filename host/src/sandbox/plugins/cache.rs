@@ -8,10 +8,10 @@
 //! from a directory that nobody else can write to.
 
 use std::fs::{self, File, OpenOptions};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
@@ -27,6 +27,9 @@ const MAX_BYTES: u64 = 2 << 30;
 
 /// Versions that one plugin's file is remembered to have held.
 pub const MAX_VERSIONS: usize = 16;
+
+/// How the names of files begin that are being written.
+const NEW: &str = ".hapax-new-";
 
 /// What a process that was killed left behind is removed after this long.
 const STALE: Duration = Duration::from_secs(3600);
@@ -59,7 +62,7 @@ impl Cache {
                 );
                 return None;
             }
-            remove_stale(&directory);
+            remove_leftovers(&directory);
         }
         Some(cache)
     }
@@ -124,15 +127,24 @@ impl Cache {
         None
     }
 
-    /// Keeps a component, so that a rollback finds it when its file holds another one.
-    pub fn keep_component(&self, digest: &PluginDigest, bytes: &[u8]) {
+    /// Keeps a component, so that a rollback finds it when its file holds another one. A copy that is damaged
+    /// is written anew. Says whether there was none.
+    pub(super) fn keep_component(&self, digest: &PluginDigest, bytes: &[u8]) -> bool {
         let path = self.component_path(digest);
-        if fs::metadata(&path).is_ok_and(|there| there.len() == bytes.len() as u64) {
+        let there = fs::read(&path).ok();
+        if there.as_deref() == Some(bytes) {
             touch(&path);
-            return;
+            return false;
         }
         let written = write(&path, &[bytes]);
         self.settle(Part::Components, &path, written);
+        there.is_none()
+    }
+
+    /// Does not keep a component after all.
+    pub(super) fn forget_component(&self, digest: &PluginDigest) {
+        // Where it cannot be removed it takes room, until it has not been used for longest.
+        let _ = fs::remove_file(self.component_path(digest));
     }
 
     /// Which versions a plugin's file has held, the newest last. Empty when that is not known.
@@ -176,7 +188,10 @@ impl Cache {
         self.directory(Part::Code).join(name)
     }
 
+    /// Projects name their files alike, and share a cache: what counts is the whole path. Links in it are
+    /// not followed, since a history belongs to the name and not to what it leads to today.
     fn versions_path(&self, file: &Path) -> PathBuf {
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         let name = hex::encode(&Sha256::digest(file.as_os_str().as_encoded_bytes())[..16]);
         self.directory(Part::Versions).join(name)
     }
@@ -226,10 +241,12 @@ fn checked(bytes: &[u8]) -> Result<&[u8], String> {
 
 /// Writes a file in one step: whoever reads it sees the old one or the new one, whole.
 pub fn write(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let new = directory.join(format!(".hapax-new-{}-{number}", std::process::id()));
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        // A bare name has a parent, which is empty.
+        _ => Path::new("."),
+    };
+    let new = directory.join(new_name());
     let fill = || {
         let mut file = OpenOptions::new().write(true).create_new(true).open(&new)?;
         for part in parts {
@@ -248,6 +265,12 @@ pub fn write(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     fill().inspect_err(|_| {
         let _ = fs::remove_file(&new);
     })
+}
+
+/// A name that nobody else chooses. In containers that share a directory every host has the same process id,
+/// and each one begins to count anew.
+fn new_name() -> String {
+    format!("{NEW}{:016x}", RandomState::new().hash_one(()))
 }
 
 /// Makes a directory that nobody else can write to, or insists that it is one.
@@ -275,11 +298,12 @@ fn make_private(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn remove_stale(directory: &Path) {
+/// Removes what [`write`] has left in a directory when its process was killed.
+pub fn remove_leftovers(directory: &Path) {
     for (path, there) in entries(directory) {
         let new = path
             .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().starts_with(b".hapax-new-"));
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(NEW.as_bytes()));
         let age = there
             .modified()
             .ok()
@@ -327,3 +351,6 @@ fn touch(path: &Path) {
         .open(path)
         .and_then(|file| file.set_modified(SystemTime::now()));
 }
+
+#[cfg(test)]
+mod tests;

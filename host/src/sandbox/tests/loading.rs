@@ -141,6 +141,56 @@ fn a_component_that_traps_at_its_start_is_refused() {
 }
 
 #[test]
+fn a_component_that_does_not_come_to_its_end_may_be_tried_again() {
+    let spins = guest(
+        "(func $spin (loop (br 0)))\n(start $spin)",
+        "(i32.const 1024)",
+    );
+    let refused = Plugin::from_bytes(&SANDBOX, "a.wasm", &spins).expect_err("it is refused");
+    assert!(refused.problem.may_pass(), "{refused}");
+    let traps = guest(
+        "(func $boom unreachable)\n(start $boom)",
+        "(i32.const 1024)",
+    );
+    let refused = Plugin::from_bytes(&SANDBOX, "a.wasm", &traps).expect_err("it is refused");
+    assert!(!refused.problem.may_pass(), "{refused}");
+}
+
+#[test]
+fn only_a_component_that_can_run_is_kept() {
+    let place = tempfile::tempdir().expect("a directory");
+    let cache = Cache::open(place.path()).expect("a cache");
+    let copies = || {
+        let entries = std::fs::read_dir(place.path().join("components")).expect("it is there");
+        entries.count()
+    };
+    let load = |bytes: &[u8]| Plugin::from_cache(&SANDBOX, "a.wasm", bytes, Some(&cache));
+    let good = guest("", "(i32.const 1024)");
+    load(&text("(component)")).expect_err("it is of another world");
+    load(&good[..good.len() / 2]).expect_err("it is cut off");
+    assert_eq!(copies(), 0);
+    let plugin = load(&good).expect("it loads");
+    assert_eq!(cache.component(plugin.digest()), Some(good));
+}
+
+#[tokio::test]
+async fn plugins_that_are_tried_out_take_no_lane_s_place() {
+    use futures_util::FutureExt;
+    let sandbox = Sandbox::new(SandboxOptions {
+        concurrent_instances: 1,
+        max_memory: MIB,
+        max_table_elements: 1_000,
+        metered: false,
+    });
+    let sandbox = sandbox.expect("the engine starts");
+    let mut tried_out = Vec::new();
+    for _ in 0..MAX_LOADS {
+        tried_out.push(sandbox.slot().await);
+    }
+    assert!(sandbox.slot().now_or_never().is_some(), "the lane waits");
+}
+
+#[test]
 fn a_component_that_begins_with_more_memory_than_any_consumer_allows_is_refused() {
     let refusal = refusal(&component(
         r#"(module (memory (export "memory") 2000)
