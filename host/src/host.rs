@@ -35,6 +35,9 @@ pub use watch::reason as pause_reason;
 /// Works that an inbox holds beside the prefetch: rows of `hapax_waiting` that were handed over.
 const WAITING_CAPACITY: usize = 256;
 
+/// How long lanes may take to roll back what they drop, and to take back the starts that are on record.
+const ABANDON_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How a host ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -54,6 +57,8 @@ pub struct Host {
     finish: CancellationToken,
     /// The relay empties its memory.
     drain_relay: CancellationToken,
+    /// Lanes drop what they run.
+    abandon: CancellationToken,
     /// Whatever is left is left.
     give_up: CancellationToken,
     /// Lanes, waiting and sweep of all consumers.
@@ -100,6 +105,7 @@ impl Host {
             stop: CancellationToken::new(),
             finish: CancellationToken::new(),
             drain_relay: CancellationToken::new(),
+            abandon: CancellationToken::new(),
             give_up: CancellationToken::new(),
             workers: JoinSet::new(),
             sources: JoinSet::new(),
@@ -191,6 +197,7 @@ impl Host {
             inbox,
             relay.clone(),
             stop.clone(),
+            self.abandon.clone(),
         );
         let (stop, readiness, name) = (stop.clone(), Arc::clone(readiness), consumer.name.clone());
         let up = consumer.metrics.up.clone();
@@ -212,32 +219,40 @@ impl Host {
         });
     }
 
-    /// Runs until `stop` resolves, and then drains.
-    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Exit {
+    /// Runs until `stop` resolves, and then drains; until `hurry` resolves, if that is sooner than the end.
+    pub async fn run_until(
+        self,
+        stop: impl Future<Output = ()>,
+        hurry: impl Future<Output = ()>,
+    ) -> Exit {
         stop.await;
-        self.drain().await
+        self.drain(hurry).await
     }
 
     /// Stops taking messages, lets batches end, acknowledges, empties the relay, leaves.
-    async fn drain(mut self) -> Exit {
+    async fn drain(mut self, hurry: impl Future<Output = ()>) -> Exit {
         let limit = self.config.host.shutdown_timeout;
         tracing::info!(timeout_seconds = limit.as_secs_f64(), "Draining");
         service::stopping();
-        let drained = tokio::time::timeout(limit, self.drain_steps())
-            .await
-            .is_ok();
+        let drained = tokio::select! {
+            drained = tokio::time::timeout(limit, self.drain_steps()) => drained.is_ok(),
+            () = hurry => false,
+        };
         self.give_up.cancel();
         if !drained {
             tracing::warn!(
                 "The drain was not finished in time; what is not acknowledged comes again"
             );
+            // What the lanes drop was ended by the host, and must not count as a crash of it.
+            self.abandon.cancel();
+            let ended = async { while self.workers.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(ABANDON_PATIENCE, ended).await;
             // The relay and the sources close their connections when their tasks are dropped.
             self.relay.abort();
             self.sources.abort_all();
             self.workers.abort_all();
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.servers.stop()).await;
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
         self.service.abort();
         if drained {

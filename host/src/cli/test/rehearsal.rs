@@ -15,6 +15,7 @@ use crate::config::{self, Secret, StoreKind};
 use crate::consumer::{Consumer, Parts};
 use crate::effects::Isolation;
 use crate::host::{StartError, environment, open_store};
+use crate::lane::Floor;
 use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::plugins::{PluginFile, User};
@@ -307,6 +308,7 @@ impl Stage {
             store: Arc::new(recorded),
             metrics: metrics.consumer(&settings.name),
             plugin: Arc::clone(plugin),
+            floor: Floor::default(),
             frozen: Some(NOW_MICROS),
         };
         Ok(Self {
