@@ -3,6 +3,7 @@
 //! Nothing is consumed before everything that the configuration names has been found and tried. A consumer
 //! whose invariants break is stopped alone, loudly; the others go on.
 
+mod guard;
 mod start;
 mod watch;
 
@@ -17,7 +18,7 @@ use crate::config;
 use crate::consumer::Consumer;
 use crate::failpoint::{self, Point};
 use crate::http::{self, Readiness};
-use crate::lane::{Broken, Inbox, Lane, Lanes};
+use crate::lane::{Inbox, Lane, Lanes};
 use crate::metrics::Metrics;
 use crate::plugins;
 use crate::relay::{Relay, RelayHandle};
@@ -27,6 +28,7 @@ use crate::source::embedded::EmbeddedSource;
 use crate::store::Store;
 use crate::{service, sweep, waiting};
 
+use guard::Guard;
 use watch::{Watch, Watched};
 
 pub use start::{StartError, broker_address, environment, open_store, rules, sandbox};
@@ -115,9 +117,17 @@ impl Host {
             config: Arc::clone(&config),
             store: Arc::clone(&parts.store),
         };
-        host.relay = tokio::spawn(relay.run(host.drain_relay.clone(), host.give_up.clone()));
+        // What all consumers depend on.
+        let all = Guard {
+            consumers: readiness.consumers().to_vec(),
+            stop: host.stop.clone(),
+            readiness: Arc::clone(&readiness),
+        };
+        let relay = relay.run(host.drain_relay.clone(), host.give_up.clone());
+        host.relay = tokio::spawn(all.clone().over("relay", relay));
+        let plugins = plugins::watch(parts.plugins, host.stop.clone());
         host.workers
-            .spawn(plugins::watch(parts.plugins, host.stop.clone()));
+            .spawn(all.clone().over("watch over plugins", plugins));
         for (consumer, settings) in parts.consumers {
             let stop = host.stop.child_token();
             watched.push(Watched::new(&consumer, settings, stop.clone()));
@@ -132,7 +142,8 @@ impl Host {
         }
         service::ready(readiness.consumers());
         let watch = Watch::new(Arc::clone(&parts.store), parts.session, watched, readiness);
-        host.workers.spawn(watch.run(host.stop.clone()));
+        let watch = watch.run(host.stop.clone());
+        host.workers.spawn(all.over("watch over operators", watch));
         Ok(host)
     }
 
@@ -148,16 +159,19 @@ impl Host {
     ) {
         let capacity = usize::from(settings.prefetch) + WAITING_CAPACITY;
         let (lanes, inboxes) = Lanes::new(settings.lanes, capacity);
+        let guard = Guard {
+            consumers: vec![Arc::clone(&consumer)],
+            stop: stop.clone(),
+            readiness: Arc::clone(readiness),
+        };
         for (number, inbox) in inboxes.into_iter().enumerate() {
-            self.start_lane(&consumer, number, inbox, relay, &stop, readiness);
+            self.start_lane(&consumer, number, inbox, relay, &guard);
         }
-        self.workers.spawn(waiting::run(
-            Arc::clone(&consumer),
-            lanes.clone(),
-            stop.clone(),
-        ));
+        let waiting = waiting::run(Arc::clone(&consumer), lanes.clone(), stop.clone());
         self.workers
-            .spawn(sweep::run(Arc::clone(&consumer), stop.clone()));
+            .spawn(guard.clone().over("look at waiting messages", waiting));
+        let sweep = sweep::run(Arc::clone(&consumer), stop.clone());
+        self.workers.spawn(guard.clone().over("sweep", sweep));
         let feed = Feed {
             consumer,
             lanes,
@@ -173,10 +187,11 @@ impl Host {
                     declare: settings.declare.clone(),
                     consumer_timeout: self.config.broker.consumer_timeout,
                 };
-                self.sources.spawn(source.run());
+                self.sources.spawn(guard.over("source", source.run()));
             }
             None => {
-                self.sources.spawn(EmbeddedSource { feed }.run());
+                let source = EmbeddedSource { feed };
+                self.sources.spawn(guard.over("source", source.run()));
             }
         }
     }
@@ -187,8 +202,7 @@ impl Host {
         number: usize,
         inbox: Inbox,
         relay: &RelayHandle,
-        stop: &CancellationToken,
-        readiness: &Arc<Readiness>,
+        guard: &Guard,
     ) {
         let number = i16::try_from(number).expect("the configuration bounds the lanes");
         let lane = Lane::new(
@@ -196,27 +210,11 @@ impl Host {
             number,
             inbox,
             relay.clone(),
-            stop.clone(),
+            guard.stop.clone(),
             self.abandon.clone(),
         );
-        let (stop, readiness, name) = (stop.clone(), Arc::clone(readiness), consumer.name.clone());
-        let up = consumer.metrics.up.clone();
-        self.workers.spawn(async move {
-            // A lane of its own task: a panic in it is a broken invariant like any other.
-            let ended = tokio::spawn(lane.run()).await;
-            let reason = match ended {
-                Ok(Ok(())) => return,
-                Ok(Err(Broken { error, .. })) => error.to_string(),
-                Err(panic) => format!("a lane panicked: {panic}"),
-            };
-            tracing::error!(
-                consumer = %name, error = %reason,
-                "Consumer stopped: an invariant is broken; nothing of its current batch is acknowledged"
-            );
-            stop.cancel();
-            up.set(0);
-            readiness.broken(&name, reason);
-        });
+        self.workers
+            .spawn(guard.clone().over_lane("lane", lane.run()));
     }
 
     /// Runs until `stop` resolves, and then drains; until `hurry` resolves, if that is sooner than the end.
@@ -270,8 +268,7 @@ impl Host {
         while self.sources.join_next().await.is_some() {}
         failpoint::pass(Point::AfterLastAcks);
         self.drain_relay.cancel();
-        if let Err(error) = (&mut self.relay).await {
-            tracing::error!(%error, "The relay has panicked; its messages are in the outbox");
-        }
+        // What it has not sent is in the outbox.
+        let _ = (&mut self.relay).await;
     }
 }
