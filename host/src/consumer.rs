@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::config;
 use crate::key::KeyRules;
-use crate::lane::Pulse;
+use crate::lane::{Floor, Pulse};
 use crate::metrics::ConsumerMetrics;
 use crate::plugins::PluginFile;
 use crate::sandbox::{Environment, Plugin};
@@ -40,6 +40,8 @@ pub struct Consumer {
     pub order: config::Order,
     pub on_duplicate: config::OnDuplicate,
     pub park: Option<config::Target>,
+    /// Where its handlers run, with those of all consumers of the host.
+    pub floor: Floor,
     /// What holds it back.
     pub gate: Gate,
     /// Rings when the first of a line was dealt with.
@@ -77,6 +79,8 @@ pub struct Parts {
     pub environment: Arc<Environment>,
     pub metrics: ConsumerMetrics,
     pub plugin: Arc<PluginFile>,
+    /// One for all consumers of a host.
+    pub floor: Floor,
     pub frozen: Option<Frozen>,
 }
 
@@ -89,6 +93,7 @@ impl Consumer {
             environment,
             metrics,
             plugin,
+            floor,
             frozen,
         } = parts;
         Self {
@@ -113,6 +118,7 @@ impl Consumer {
             order: config.order,
             on_duplicate: config.on_duplicate,
             park: config.park.clone(),
+            floor,
             gate: Gate::new(Brake::new(config.brake)),
             line_moved: Notify::new(),
             pulses: (0..config.lanes).map(|_| Pulse::default()).collect(),

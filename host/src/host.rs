@@ -3,6 +3,7 @@
 //! Nothing is consumed before everything that the configuration names has been found and tried. A consumer
 //! whose invariants break is stopped alone, loudly; the others go on.
 
+mod guard;
 mod start;
 mod watch;
 
@@ -17,7 +18,7 @@ use crate::config;
 use crate::consumer::Consumer;
 use crate::failpoint::{self, Point};
 use crate::http::{self, Readiness};
-use crate::lane::{Broken, Inbox, Lane, Lanes};
+use crate::lane::{Inbox, Lane, Lanes};
 use crate::metrics::Metrics;
 use crate::plugins;
 use crate::relay::{Relay, RelayHandle};
@@ -27,6 +28,7 @@ use crate::source::embedded::EmbeddedSource;
 use crate::store::Store;
 use crate::{service, sweep, waiting};
 
+use guard::Guard;
 use watch::{Watch, Watched};
 
 pub use start::{StartError, broker_address, environment, open_store, rules, sandbox};
@@ -34,6 +36,9 @@ pub use watch::reason as pause_reason;
 
 /// Works that an inbox holds beside the prefetch: rows of `hapax_waiting` that were handed over.
 const WAITING_CAPACITY: usize = 256;
+
+/// How long lanes may take to roll back what they drop, and to take back the starts that are on record.
+const ABANDON_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a host ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,8 @@ pub struct Host {
     finish: CancellationToken,
     /// The relay empties its memory.
     drain_relay: CancellationToken,
+    /// Lanes drop what they run.
+    abandon: CancellationToken,
     /// Whatever is left is left.
     give_up: CancellationToken,
     /// Lanes, waiting and sweep of all consumers.
@@ -100,6 +107,7 @@ impl Host {
             stop: CancellationToken::new(),
             finish: CancellationToken::new(),
             drain_relay: CancellationToken::new(),
+            abandon: CancellationToken::new(),
             give_up: CancellationToken::new(),
             workers: JoinSet::new(),
             sources: JoinSet::new(),
@@ -109,9 +117,17 @@ impl Host {
             config: Arc::clone(&config),
             store: Arc::clone(&parts.store),
         };
-        host.relay = tokio::spawn(relay.run(host.drain_relay.clone(), host.give_up.clone()));
+        // What all consumers depend on.
+        let all = Guard {
+            consumers: readiness.consumers().to_vec(),
+            stop: host.stop.clone(),
+            readiness: Arc::clone(&readiness),
+        };
+        let relay = relay.run(host.drain_relay.clone(), host.give_up.clone());
+        host.relay = tokio::spawn(all.clone().over("relay", relay));
+        let plugins = plugins::watch(parts.plugins, host.stop.clone());
         host.workers
-            .spawn(plugins::watch(parts.plugins, host.stop.clone()));
+            .spawn(all.clone().over("watch over plugins", plugins));
         for (consumer, settings) in parts.consumers {
             let stop = host.stop.child_token();
             watched.push(Watched::new(&consumer, settings, stop.clone()));
@@ -126,7 +142,8 @@ impl Host {
         }
         service::ready(readiness.consumers());
         let watch = Watch::new(Arc::clone(&parts.store), parts.session, watched, readiness);
-        host.workers.spawn(watch.run(host.stop.clone()));
+        let watch = watch.run(host.stop.clone());
+        host.workers.spawn(all.over("watch over operators", watch));
         Ok(host)
     }
 
@@ -142,16 +159,19 @@ impl Host {
     ) {
         let capacity = usize::from(settings.prefetch) + WAITING_CAPACITY;
         let (lanes, inboxes) = Lanes::new(settings.lanes, capacity);
+        let guard = Guard {
+            consumers: vec![Arc::clone(&consumer)],
+            stop: stop.clone(),
+            readiness: Arc::clone(readiness),
+        };
         for (number, inbox) in inboxes.into_iter().enumerate() {
-            self.start_lane(&consumer, number, inbox, relay, &stop, readiness);
+            self.start_lane(&consumer, number, inbox, relay, &guard);
         }
-        self.workers.spawn(waiting::run(
-            Arc::clone(&consumer),
-            lanes.clone(),
-            stop.clone(),
-        ));
+        let waiting = waiting::run(Arc::clone(&consumer), lanes.clone(), stop.clone());
         self.workers
-            .spawn(sweep::run(Arc::clone(&consumer), stop.clone()));
+            .spawn(guard.clone().over("look at waiting messages", waiting));
+        let sweep = sweep::run(Arc::clone(&consumer), stop.clone());
+        self.workers.spawn(guard.clone().over("sweep", sweep));
         let feed = Feed {
             consumer,
             lanes,
@@ -167,10 +187,11 @@ impl Host {
                     declare: settings.declare.clone(),
                     consumer_timeout: self.config.broker.consumer_timeout,
                 };
-                self.sources.spawn(source.run());
+                self.sources.spawn(guard.over("source", source.run()));
             }
             None => {
-                self.sources.spawn(EmbeddedSource { feed }.run());
+                let source = EmbeddedSource { feed };
+                self.sources.spawn(guard.over("source", source.run()));
             }
         }
     }
@@ -181,8 +202,7 @@ impl Host {
         number: usize,
         inbox: Inbox,
         relay: &RelayHandle,
-        stop: &CancellationToken,
-        readiness: &Arc<Readiness>,
+        guard: &Guard,
     ) {
         let number = i16::try_from(number).expect("the configuration bounds the lanes");
         let lane = Lane::new(
@@ -190,54 +210,47 @@ impl Host {
             number,
             inbox,
             relay.clone(),
-            stop.clone(),
+            guard.stop.clone(),
+            self.abandon.clone(),
         );
-        let (stop, readiness, name) = (stop.clone(), Arc::clone(readiness), consumer.name.clone());
-        let up = consumer.metrics.up.clone();
-        self.workers.spawn(async move {
-            // A lane of its own task: a panic in it is a broken invariant like any other.
-            let ended = tokio::spawn(lane.run()).await;
-            let reason = match ended {
-                Ok(Ok(())) => return,
-                Ok(Err(Broken { error, .. })) => error.to_string(),
-                Err(panic) => format!("a lane panicked: {panic}"),
-            };
-            tracing::error!(
-                consumer = %name, error = %reason,
-                "Consumer stopped: an invariant is broken; nothing of its current batch is acknowledged"
-            );
-            stop.cancel();
-            up.set(0);
-            readiness.broken(&name, reason);
-        });
+        self.workers
+            .spawn(guard.clone().over_lane("lane", lane.run()));
     }
 
-    /// Runs until `stop` resolves, and then drains.
-    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Exit {
+    /// Runs until `stop` resolves, and then drains; until `hurry` resolves, if that is sooner than the end.
+    pub async fn run_until(
+        self,
+        stop: impl Future<Output = ()>,
+        hurry: impl Future<Output = ()>,
+    ) -> Exit {
         stop.await;
-        self.drain().await
+        self.drain(hurry).await
     }
 
     /// Stops taking messages, lets batches end, acknowledges, empties the relay, leaves.
-    async fn drain(mut self) -> Exit {
+    async fn drain(mut self, hurry: impl Future<Output = ()>) -> Exit {
         let limit = self.config.host.shutdown_timeout;
         tracing::info!(timeout_seconds = limit.as_secs_f64(), "Draining");
         service::stopping();
-        let drained = tokio::time::timeout(limit, self.drain_steps())
-            .await
-            .is_ok();
+        let drained = tokio::select! {
+            drained = tokio::time::timeout(limit, self.drain_steps()) => drained.is_ok(),
+            () = hurry => false,
+        };
         self.give_up.cancel();
         if !drained {
             tracing::warn!(
                 "The drain was not finished in time; what is not acknowledged comes again"
             );
+            // What the lanes drop was ended by the host, and must not count as a crash of it.
+            self.abandon.cancel();
+            let ended = async { while self.workers.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(ABANDON_PATIENCE, ended).await;
             // The relay and the sources close their connections when their tasks are dropped.
             self.relay.abort();
             self.sources.abort_all();
             self.workers.abort_all();
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.servers.stop()).await;
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), self.store.close()).await;
         self.service.abort();
         if drained {
@@ -255,8 +268,7 @@ impl Host {
         while self.sources.join_next().await.is_some() {}
         failpoint::pass(Point::AfterLastAcks);
         self.drain_relay.cancel();
-        if let Err(error) = (&mut self.relay).await {
-            tracing::error!(%error, "The relay has panicked; its messages are in the outbox");
-        }
+        // What it has not sent is in the outbox.
+        let _ = (&mut self.relay).await;
     }
 }

@@ -6,6 +6,7 @@
 //! again until it works: nothing is acknowledged, counted or given up for it.
 
 mod alone;
+mod floor;
 mod inbox;
 mod pulse;
 mod report;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ack::AckQueue;
 use crate::backoff::Backoff;
-use crate::commit::{self, Committed, Item, Setback};
+use crate::commit::{self, Committed, Item, Setback, Verdict};
 use crate::consumer::Consumer;
 use crate::effects::Isolation;
 use crate::failpoint::{self, Point};
@@ -27,6 +28,9 @@ use crate::failure::{Failure, code};
 use crate::relay::RelayHandle;
 use crate::store::{Session, StoreError};
 
+use alone::Started;
+
+pub use floor::Floor;
 pub use inbox::{Inbox, Lanes};
 pub use pulse::Pulse;
 pub use work::{Origin, Work};
@@ -43,6 +47,9 @@ const CAUTIOUS_BATCHES: u32 = 16;
 /// While it is behind, a lane lets a batch fill for as long as the last one took, and for no longer than this: every
 /// batch has its round trips, its commit and its acknowledgement, and a fuller one shares them among more messages.
 const LINGER_MAX: Duration = Duration::from_millis(15);
+
+/// How long a lane whose invariants are broken tries to take back the start of its message.
+const BROKEN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The lane was told to stop while it waited for the world; what it held is not acknowledged.
 struct Stopped;
@@ -63,8 +70,10 @@ enum Ended {
 /// What became of a message that was to be committed alone.
 enum Settled {
     Done,
-    /// It could not be kept: its delivery goes back to the queue.
-    GivenBack,
+    /// Its row is another host's, or its delivery goes back to the queue.
+    NotRun,
+    /// Its key is in another transaction's hands.
+    Busy(Work),
 }
 
 impl From<Stopped> for Ended {
@@ -90,7 +99,12 @@ pub struct Lane {
     width: usize,
     /// How long a batch may fill while the lane is behind.
     linger: Duration,
+    /// What the running message is charged with.
+    started: Option<Started>,
+    /// No new batch.
     stop: CancellationToken,
+    /// Not even the end of this one.
+    abandon: CancellationToken,
 }
 
 impl Lane {
@@ -100,6 +114,7 @@ impl Lane {
         inbox: Inbox,
         relay: RelayHandle,
         stop: CancellationToken,
+        abandon: CancellationToken,
     ) -> Self {
         let width = consumer.batch.messages;
         Self {
@@ -113,23 +128,41 @@ impl Lane {
             cautious: 0,
             width,
             linger: Duration::ZERO,
+            started: None,
             stop,
+            abandon,
         }
     }
 
     /// Runs until it is told to stop, or until an invariant breaks.
+    ///
+    /// What is dropped when it is to abandon its batch, rolls back. No message is left charged with a start
+    /// that the host itself has ended.
     pub async fn run(mut self) -> Result<(), Broken> {
+        let abandon = self.abandon.clone();
         let ended = loop {
-            if let Err(ended) = self.turn().await {
+            let turned = tokio::select! {
+                biased;
+                () = abandon.cancelled() => Err(Ended::Stopped),
+                turned = self.turn() => turned,
+            };
+            if let Err(ended) = turned {
                 break ended;
             }
         };
         match ended {
-            Ended::Stopped => Ok(()),
-            Ended::Broken(error) => Err(Broken {
-                consumer: self.consumer.name.clone(),
-                error,
-            }),
+            Ended::Stopped => {
+                self.take_back().await;
+                Ok(())
+            }
+            Ended::Broken(error) => {
+                // What is broken is to be told of, and not to be waited for.
+                let _ = tokio::time::timeout(BROKEN_PATIENCE, self.take_back()).await;
+                Err(Broken {
+                    consumer: self.consumer.name.clone(),
+                    error,
+                })
+            }
         }
     }
 
@@ -206,7 +239,7 @@ impl Lane {
             // A lane that has narrowed to single messages has to find its way back, too.
             for work in works {
                 let started = Instant::now();
-                self.settle_alone(work).await?;
+                self.settle_one(work).await?;
                 self.widen(started.elapsed(), 1);
             }
             return Ok(());
@@ -217,8 +250,11 @@ impl Lane {
             .unzip();
         let mut trouble = Backoff::for_servers();
         let part = loop {
+            let leave = self.share_floor().await?;
             let started = Instant::now();
-            let setback = match self.attempt(&mut items).await {
+            let attempted = self.attempt(&mut items).await;
+            drop(leave);
+            let setback = match attempted {
                 Ok(committed) => {
                     self.widen(started.elapsed(), items.len());
                     self.conclude(committed, &items, origins);
@@ -272,6 +308,16 @@ impl Lane {
         Ok(())
     }
 
+    /// Commits one message by itself, beside what other lanes run.
+    async fn settle_one(&mut self, work: Work) -> Result<(), Ended> {
+        let leave = self.share_floor().await?;
+        if let Settled::Busy(work) = self.settle_alone(work).await? {
+            self.later.push(work);
+        }
+        drop(leave);
+        Ok(())
+    }
+
     /// Commits one message by itself, where everything that fails is told apart.
     async fn settle_alone(&mut self, work: Work) -> Result<Settled, Ended> {
         let Work {
@@ -284,8 +330,9 @@ impl Lane {
         loop {
             let setback = match self.attempt(std::slice::from_mut(&mut item)).await {
                 Ok(committed) => {
+                    let gone = committed.verdicts.contains(&Verdict::Gone);
                     self.conclude(committed, &[item], vec![origin]);
-                    return Ok(Settled::Done);
+                    return Ok(if gone { Settled::NotRun } else { Settled::Done });
                 }
                 Err(setback) => setback,
             };
@@ -295,7 +342,7 @@ impl Lane {
                 Setback::Isolate => self.cautious = CAUTIOUS_BATCHES,
                 Setback::Full => {
                     self.give_back(&[origin]);
-                    return Ok(Settled::GivenBack);
+                    return Ok(Settled::NotRun);
                 }
                 // The messages behind it must not overtake it.
                 Setback::Busy(error) if self.consumer.is_strict() => {
@@ -309,12 +356,11 @@ impl Lane {
                     self.pause(&mut trouble, &error).await?;
                 }
                 Setback::Busy(_) => {
-                    self.later.push(Work {
+                    return Ok(Settled::Busy(Work {
                         item,
                         origin,
                         alone,
-                    });
-                    return Ok(Settled::Done);
+                    }));
                 }
                 Setback::World(error) => {
                     self.pause(&mut trouble, &error).await?;

@@ -38,8 +38,8 @@ pub use ledger::{
 };
 pub use outbox::{OutboxEntry, OutboxPage, OutboxQuery, OutboxShown};
 pub use parked::{
-    Changed, Cursor, Duplicate, Edit, Entry, Filter, Page, Selection, Shown, Step, Tally,
-    unique_digits,
+    Changed, Choice, Chosen, Cursor, Duplicate, Edit, Entry, Filter, Page, Selection, Shown, Step,
+    Tally, unique_digits,
 };
 pub use plugins::{PluginChanged, PluginRequest, PluginStatus, RefusedStatus};
 pub use publish::{AmqpPublish, Answer};
@@ -57,8 +57,11 @@ pub enum Request {
     Show(String),
     /// How many rows a selection means.
     Tally(Selection),
-    Replay(Step),
-    Discard(Step),
+    /// Which rows a selection means.
+    Choose(Step),
+    /// Whole ids.
+    Replay(Vec<String>),
+    Discard(Vec<String>),
     Edit(Edit),
     OutboxList(OutboxQuery),
     OutboxShow(i64),
@@ -92,6 +95,7 @@ pub enum Response {
     List(Page),
     Show(Box<Shown>),
     Tally(Vec<Tally>),
+    Choice(Choice),
     Changed(Changed),
     OutboxList(OutboxPage),
     OutboxShow(Box<OutboxShown>),
@@ -163,11 +167,12 @@ impl Operations {
             Request::List(filter) => Response::List(self.list(session, &filter).await?),
             Request::Show(id) => Response::Show(Box::new(self.show(session, &id).await?)),
             Request::Tally(selection) => Response::Tally(self.tally(session, &selection).await?),
-            Request::Replay(step) => {
-                Response::Changed(self.change(session, &step, parked::Change::Replay).await?)
+            Request::Choose(step) => Response::Choice(self.choose(session, &step).await?),
+            Request::Replay(ids) => {
+                Response::Changed(self.change(session, &ids, parked::Change::Replay).await?)
             }
-            Request::Discard(step) => {
-                Response::Changed(self.change(session, &step, parked::Change::Discard).await?)
+            Request::Discard(ids) => {
+                Response::Changed(self.change(session, &ids, parked::Change::Discard).await?)
             }
             Request::Edit(edit) => Response::Changed(self.edit(session, &edit).await?),
             Request::OutboxList(query) => {

@@ -129,6 +129,17 @@ pub struct Entry {
     pub attempts: i32,
 }
 
+/// What became of the wish to put a start on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It is on record; so many are, since the last attempt that came to an end.
+    Recorded(i32),
+    /// It is not: others are, and only a first one was wanted.
+    Earlier,
+    /// It is not: the key has its fate, or the row is gone, not due, or another host's.
+    Elsewhere,
+}
+
 /// What `finish` found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finished {
@@ -398,14 +409,15 @@ pub trait Session: Send {
     fn note_ignored(&mut self, _reason: &str) {}
 
     /// Inserts or replaces the row of a key outside any claim: records that a redelivered message starts
-    /// (`Fate::Started`, attempts = starts so far: the table counts them, `claim.attempts` is not read)
-    /// and returns the entry as it is afterwards. A row with another fate than `Started` is left alone
-    /// and returned. A transaction of its own.
+    /// (`Fate::Started`, attempts = starts so far: the table counts them, `claim.attempts` is not read).
+    /// A row with another fate than `Started` is left alone, and with `first` so is one that counts a start
+    /// already. A transaction of its own.
     async fn record_start(
         &mut self,
         rule: ClaimRule<'_>,
         claim: Claim<'_>,
-    ) -> Result<Entry, StoreError>;
+        first: bool,
+    ) -> Result<Start, StoreError>;
 
     /// Takes a recorded start back: attempts − 1, and the row goes when none is left.
     async fn undo_start(&mut self, consumer: ConsumerId, key: &[u8]) -> Result<(), StoreError>;
@@ -491,14 +503,15 @@ pub trait Session: Send {
         ids: &[&[u8]],
     ) -> Result<u64, StoreError>;
 
-    /// Adds one to the starts of a due `retry` row and returns their number since its last finished
-    /// attempt; `None` when the row is gone or locked. A transaction of its own, before the one that
-    /// runs the row; `waiting_put` and `waiting_unstart` set it back.
+    /// Adds one to the starts of a due `retry` row that is not locked; with `first` only if it has none. A
+    /// transaction of its own, before the one that runs the row; `waiting_put` and `waiting_unstart` set the
+    /// number back.
     async fn waiting_start(
         &mut self,
         consumer: ConsumerId,
         id: &[u8],
-    ) -> Result<Option<i32>, StoreError>;
+        first: bool,
+    ) -> Result<Start, StoreError>;
 
     /// Takes one recorded start back.
     async fn waiting_unstart(&mut self, consumer: ConsumerId, id: &[u8]) -> Result<(), StoreError>;

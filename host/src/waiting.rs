@@ -100,13 +100,27 @@ fn content_id(consumer: &str, message: &Message) -> Vec<u8> {
     ])
 }
 
-/// Without what a quorum queue adds when it delivers again.
+/// What brokers write into a message on its way back to a consumer: quorum queues their counters
+/// (`x-acquired-count` since RabbitMQ 4.3), dead-lettering its history.
+const BROKERS_HEADERS: &[&str] = &[
+    "x-delivery-count",
+    "x-acquired-count",
+    "x-death",
+    "x-first-death-exchange",
+    "x-first-death-queue",
+    "x-first-death-reason",
+    "x-last-death-exchange",
+    "x-last-death-queue",
+    "x-last-death-reason",
+];
+
+/// Without what the broker has added since.
 fn as_published(properties: &BasicProperties) -> BasicProperties {
     let headers = properties.headers().as_ref();
     let mut kept = headers
         .map(|headers| headers.inner().clone())
         .unwrap_or_default();
-    kept.remove("x-delivery-count");
+    kept.retain(|name, _| !BROKERS_HEADERS.contains(&name.as_str()));
     properties.clone().with_headers(kept.into())
 }
 

@@ -3,11 +3,17 @@
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::host::{Exit, Host};
 
 use super::Error;
+
+/// How long a host that leaves at once may take to roll back: a message that it drops was not its end.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Runs until SIGTERM or SIGINT, and drains. A second signal ends the process at once: nothing is lost by
 /// it, what was not acknowledged comes again.
@@ -20,15 +26,19 @@ pub async fn run(config: Arc<Config>) -> Result<ExitCode, Error> {
         // Nothing is consumed yet: there is nothing to drain.
         () = signals.next() => return Ok(ExitCode::SUCCESS),
     };
+    let hurry = CancellationToken::new();
+    let second = hurry.clone();
     let stop = async move {
         signals.next().await;
         tokio::spawn(async move {
             signals.next().await;
             tracing::warn!("Leaving at once; what is not acknowledged comes again");
+            second.cancel();
+            tokio::time::sleep(LEAVE_PATIENCE).await;
             std::process::exit(1);
         });
     };
-    match host.run_until(stop).await {
+    match host.run_until(stop, hurry.cancelled()).await {
         Exit::Drained => Ok(ExitCode::SUCCESS),
         Exit::TimedOut => Ok(ExitCode::FAILURE),
     }

@@ -14,6 +14,7 @@ use crate::effects::outbox::Composer;
 use crate::effects::sql::rules::{BadGrant, Grants, Rules};
 use crate::failpoint::{self, Point};
 use crate::failure::Class;
+use crate::lane::Floor;
 use crate::metrics::Metrics;
 use crate::plugins::{PluginFile, User, short};
 use crate::relay::{AmqpPublisher, EmbeddedPublisher, Publisher};
@@ -171,6 +172,7 @@ pub async fn parts<'c>(
     check_queues(config, broker.as_ref(), &mut *session).await?;
 
     let host = HostId(fastrand::i32(1..));
+    let floor = Floor::default();
     let mut consumers = Vec::with_capacity(config.consumers.len());
     for settings in &config.consumers {
         let plugin = Arc::clone(&plugins[&settings.plugin]);
@@ -189,6 +191,7 @@ pub async fn parts<'c>(
             environment: Arc::new(environment),
             metrics: metrics.consumer(&settings.name),
             plugin,
+            floor: floor.clone(),
             frozen: None,
         };
         consumers.push((Arc::new(Consumer::new(settings, parts)), settings));

@@ -1,8 +1,8 @@
 //! The rows of `hapax_waiting` as an operator handles them.
 //!
 //! A row is named by the beginning of its id. Nothing is changed unless every name is understood, and only
-//! parked rows are changed: a row that waits for its retry is the host's. Bulk changes go step by step, the
-//! newest failure first, and meet each row once.
+//! parked rows are changed: a row that waits for its retry is the host's. A selection is read once, step by
+//! step, the newest failure first; what is changed are the rows that were read.
 
 mod edit;
 mod ids;
@@ -19,7 +19,7 @@ use super::{OperationError, Operations, When, fate_name, key_bytes, time};
 pub use edit::Edit;
 pub use ids::unique_digits;
 
-/// Rows in one step of a bulk operation.
+/// Rows in one step of a choice.
 const STEP_ROWS: u32 = 200;
 
 /// Which rows to list.
@@ -91,7 +91,7 @@ pub enum Selection {
     },
 }
 
-/// A part of a change: everything for ids, a bounded number of rows for a bulk selection.
+/// A part of a choice: everything for ids, a bounded number of rows for a bulk selection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     pub selection: Selection,
@@ -99,7 +99,24 @@ pub struct Step {
     pub after: Option<Cursor>,
 }
 
-/// A place in the order in which a bulk change goes.
+/// Rows that a selection means.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    pub rows: Vec<Chosen>,
+    /// Where to go on.
+    pub next: Option<Cursor>,
+}
+
+/// A parked row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    pub consumer: String,
+    pub code: String,
+}
+
+/// A place in the order in which a bulk selection is read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
     consumer: String,
@@ -123,8 +140,6 @@ pub struct Changed {
     pub gone: u64,
     /// Rows whose key has a final fate already. They were left alone.
     pub duplicates: Vec<Duplicate>,
-    /// Where to go on.
-    pub next: Option<Cursor>,
 }
 
 /// A message that needs no replay: it was dealt with.
@@ -232,18 +247,19 @@ impl Operations {
         Ok(tallies)
     }
 
-    /// One step of a change.
-    pub(super) async fn change(
+    /// One step of a choice: which rows a selection means, by their whole ids. What is changed afterwards is what
+    /// was chosen, and nothing that was parked since.
+    pub(super) async fn choose(
         &self,
         session: &mut dyn Session,
         step: &Step,
-        change: Change,
-    ) -> Result<Changed, OperationError> {
-        let mut done = Changed::default();
+    ) -> Result<Choice, OperationError> {
         if let Selection::Ids(names) = &step.selection {
             let records = ids::parked(session, names).await?;
-            self.apply(session, records, change, &mut done).await?;
-            return Ok(done);
+            return Ok(Choice {
+                rows: records.iter().map(chosen).collect(),
+                next: None,
+            });
         }
         let consumers = self.selected(&step.selection)?;
         let place = match &step.after {
@@ -251,7 +267,7 @@ impl Operations {
             None => Some(0),
         };
         let Some(consumer) = place.and_then(|place| consumers.get(place)) else {
-            return Ok(done);
+            return Ok(Choice::default());
         };
         let mut filter = self.filter(session, &step.selection, consumer).await?;
         filter.limit = STEP_ROWS;
@@ -263,7 +279,7 @@ impl Operations {
         let last = records
             .last()
             .filter(|_| records.len() == STEP_ROWS as usize);
-        done.next = match last {
+        let next = match last {
             Some(record) => Some(Cursor {
                 consumer: consumer.clone(),
                 row: Some((record.failed_at, hex::encode(&record.row.id))),
@@ -277,35 +293,40 @@ impl Operations {
                     row: None,
                 }),
         };
-        self.apply(session, records, change, &mut done).await?;
-        Ok(done)
+        Ok(Choice {
+            rows: records.iter().map(chosen).collect(),
+            next,
+        })
     }
 
-    /// Changes rows, except that what was dealt with is not replayed.
-    async fn apply(
+    /// Changes rows that were chosen; those that are not parked any more are counted as gone.
+    pub(super) async fn change(
         &self,
         session: &mut dyn Session,
-        records: Vec<WaitingRecord>,
+        chosen: &[String],
         change: Change,
-        done: &mut Changed,
-    ) -> Result<(), OperationError> {
-        let mut ids = Vec::with_capacity(records.len());
-        for record in records {
-            let fate = match change {
-                Change::Replay => self.final_fate(session, &record).await?,
-                Change::Discard => None,
-            };
-            match fate {
-                Some((key, fate)) => done.duplicates.push(Duplicate {
-                    id: hex::encode(&record.row.id),
-                    key_hex: hex::encode(key),
-                    fate: fate_name(fate).to_owned(),
-                }),
-                None => ids.push(record.row.id),
+    ) -> Result<Changed, OperationError> {
+        let mut done = Changed::default();
+        let mut ids = Vec::with_capacity(chosen.len());
+        for name in chosen {
+            let id = key_bytes(name)?;
+            match change {
+                Change::Discard => ids.push(id),
+                Change::Replay => match parked_row(session, id).await? {
+                    Some(record) => match self.final_fate(session, &record).await? {
+                        Some((key, fate)) => done.duplicates.push(Duplicate {
+                            id: name.clone(),
+                            key_hex: hex::encode(key),
+                            fate: fate_name(fate).to_owned(),
+                        }),
+                        None => ids.push(record.row.id),
+                    },
+                    None => done.gone += 1,
+                },
             }
         }
         if ids.is_empty() {
-            return Ok(());
+            return Ok(done);
         }
         let ids = ids.iter().map(Vec::as_slice).collect::<Vec<_>>();
         let (before, after) = match change {
@@ -320,7 +341,7 @@ impl Operations {
         failpoint::pass(after);
         done.changed += changed;
         done.gone += (ids.len() as u64).saturating_sub(changed);
-        Ok(())
+        Ok(done)
     }
 
     /// The key of a row, and its fate where the ledger says that the same message was dealt with. A row that
@@ -400,6 +421,32 @@ impl Operations {
         }
         Ok(filter)
     }
+}
+
+fn chosen(record: &WaitingRecord) -> Chosen {
+    Chosen {
+        id: hex::encode(&record.row.id),
+        consumer: record.consumer.clone(),
+        code: record.row.code.clone(),
+    }
+}
+
+/// The row of a whole id, while it is parked; without its body.
+async fn parked_row(
+    session: &mut dyn Session,
+    id: Vec<u8>,
+) -> Result<Option<WaitingRecord>, OperationError> {
+    let mut records = session
+        .waiting_list(&WaitingFilter {
+            id_prefix: Some(id.clone()),
+            status: Some(Status::Parked),
+            limit: 1,
+            without_bodies: true,
+            ..WaitingFilter::default()
+        })
+        .await?;
+    records.retain(|record| record.row.id == id);
+    Ok(records.pop())
 }
 
 pub(super) fn entry(record: &WaitingRecord) -> Entry {

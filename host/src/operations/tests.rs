@@ -145,22 +145,30 @@ impl Place {
         }
     }
 
-    /// All steps of a change: how many rows were changed.
-    async fn change_all(&self, change: fn(Step) -> Request, selection: Selection) -> u64 {
-        let (mut total, mut after) = (0, None);
+    /// All ids of a choice.
+    async fn choose(&self, selection: Selection) -> Vec<String> {
+        let (mut ids, mut after) = (Vec::new(), None);
         loop {
             let step = Step {
                 selection: selection.clone(),
                 after,
             };
-            let changed = self.changed(change(step)).await;
-            total += changed.changed;
-            assert_eq!(changed.gone, 0);
-            after = changed.next;
+            let Ok(Response::Choice(choice)) = self.ask(Request::Choose(step)).await else {
+                panic!("nothing can be chosen");
+            };
+            ids.extend(choice.rows.into_iter().map(|row| row.id));
+            after = choice.next;
             if after.is_none() {
-                return total;
+                return ids;
             }
         }
+    }
+
+    /// Changes all that a selection means: how many rows were changed.
+    async fn change_all(&self, change: fn(Vec<String>) -> Request, selection: Selection) -> u64 {
+        let changed = self.changed(change(self.choose(selection).await)).await;
+        assert_eq!(changed.gone, 0);
+        changed.changed
     }
 
     async fn session(&self) -> Box<dyn Session> {
@@ -232,8 +240,9 @@ fn parked() -> Filter {
     }
 }
 
-fn one(id: &str) -> Step {
-    step(Selection::Ids(vec![id.to_owned()]))
+/// The whole id that four digits make up.
+fn one(digits: &str) -> Vec<String> {
+    vec![digits.repeat(16)]
 }
 
 fn step(selection: Selection) -> Step {
@@ -315,7 +324,7 @@ async fn a_consumer_that_does_not_exist_is_not_an_empty_list() {
         since: None,
         until: None,
     };
-    place.refused(Request::Replay(step(selection))).await;
+    place.refused(Request::Choose(step(selection))).await;
 }
 
 #[tokio::test]
@@ -362,7 +371,7 @@ async fn an_id_that_is_none_unknown_or_ambiguous_is_refused_and_nothing_changes(
             .contains("\\u{1b}")
     );
     let both = Selection::Ids(vec![hex::encode([0xab; 32]), "0000".into(), "x".into()]);
-    let text = place.refused(Request::Discard(step(both))).await;
+    let text = place.refused(Request::Choose(step(both))).await;
     assert_eq!(text.lines().count(), 2, "{text}");
     assert_eq!(place.ids(parked()).await.len(), 2);
 }
@@ -409,12 +418,38 @@ async fn a_message_that_waits_for_its_retry_is_the_hosts() {
     place
         .fail(&[0xaa; 32], b"o-1", RowStatus::Retry, "retry")
         .await;
+    let named = step(Selection::Ids(vec!["aaaa".into()]));
+    let text = place.refused(Request::Choose(named)).await;
+    assert!(
+        text.contains("not parked") && text.contains("`retry`"),
+        "{text}"
+    );
     for request in [Request::Replay(one("aaaa")), Request::Discard(one("aaaa"))] {
-        let text = place.refused(request).await;
-        assert!(
-            text.contains("not parked") && text.contains("`retry`"),
-            "{text}"
-        );
+        let changed = place.changed(request).await;
+        assert_eq!((changed.changed, changed.gone), (0, 1));
+    }
+}
+
+#[tokio::test]
+async fn what_is_parked_after_the_choice_is_not_changed_with_it() {
+    let place = Place::new().await;
+    place
+        .fail(&[0xaa; 32], b"o-1", RowStatus::Parked, "rejected")
+        .await;
+    for change in [
+        Request::Replay as fn(Vec<String>) -> Request,
+        Request::Discard,
+    ] {
+        let chosen = place.choose(all(None)).await;
+        place
+            .fail(&[0xbb; 32], b"o-2", RowStatus::Parked, "rejected")
+            .await;
+        assert_eq!(place.changed(change(chosen)).await.changed, 1);
+        assert_eq!(place.ids(parked()).await, [hex::encode([0xbb; 32])]);
+        place.changed(Request::Discard(one("bbbb"))).await;
+        place
+            .fail(&[0xaa; 32], b"o-1", RowStatus::Parked, "rejected")
+            .await;
     }
 }
 

@@ -14,7 +14,7 @@ use crate::config::{self, Unroutable};
 use crate::consumer::{Consumer, Parts};
 use crate::effects::outbox::Composer;
 use crate::effects::sql::rules::{Grants, Rules};
-use crate::lane::{Lane, Lanes, Origin, Work};
+use crate::lane::{Floor, Lane, Lanes, Origin, Work};
 use crate::metrics::Metrics;
 use crate::relay::{Lost, Publisher, Relay, Sent};
 use crate::sandbox::{Environment, Seeds};
@@ -57,6 +57,7 @@ impl SimulatedHost {
                 inbox,
                 handle.clone(),
                 stop.clone(),
+                CancellationToken::new(),
             );
             let world = Arc::clone(world);
             tasks.spawn(async move {
@@ -117,6 +118,7 @@ fn consumer(
         environment: Arc::new(environment),
         metrics: metrics.consumer(&settings.name),
         plugin: Arc::clone(&PLUGIN),
+        floor: Floor::default(),
         frozen: None,
     };
     Consumer::new(settings, parts)

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Dialect, Entry, Expect, Fate, Finished, HostId,
-    OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement, Status, Store, StoreError,
+    OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement, Start, Status, Store, StoreError,
     TAKEN_LANE, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
@@ -474,31 +474,26 @@ impl Session for ModelSession {
         &mut self,
         rule: ClaimRule<'_>,
         claim: Claim<'_>,
-    ) -> Result<Entry, StoreError> {
+        first: bool,
+    ) -> Result<Start, StoreError> {
         let own = self.statement().await?;
         let key = place(rule.consumer, claim.key);
         self.lock(&Row::Key(key.clone()), own).await?;
-        let known = self.ledger(claim.key, rule.consumer);
-        let entry = match known {
-            Some(entry) if entry.fate != Fate::Started => entry,
+        let start = match self.ledger(claim.key, rule.consumer) {
+            Some(entry) if entry.fate != Fate::Started => Start::Elsewhere,
+            Some(_) if first => Start::Earlier,
             known => {
                 let starts = known.map_or(0, |entry| entry.attempts) + 1;
                 let entry = LedgerEntry {
                     attempts: starts,
                     ..self.fresh(rule, &claim, Fate::Started)
                 };
-                let changed = Some(entry.clone());
-                self.open().changes.ledger.insert(key, changed);
-                entry
+                self.open().changes.ledger.insert(key, Some(entry));
+                Start::Recorded(starts)
             }
         };
         self.end(own);
-        Ok(Entry {
-            key: claim.key.to_vec(),
-            fate: entry.fate,
-            fingerprint: entry.fingerprint,
-            attempts: entry.attempts,
-        })
+        Ok(start)
     }
 
     async fn undo_start(&mut self, consumer: ConsumerId, key: &[u8]) -> Result<(), StoreError> {
@@ -674,20 +669,24 @@ impl Session for ModelSession {
         &mut self,
         consumer: ConsumerId,
         id: &[u8],
-    ) -> Result<Option<i32>, StoreError> {
+        first: bool,
+    ) -> Result<Start, StoreError> {
         let own = self.statement().await?;
         let id = place(consumer, id);
         let number = self.open().number;
         let free = self.database.try_lock(number, &Row::Waiting(id.clone()));
         let known = self.waiting().into_iter().find(|(place, _)| *place == id);
         let starts = match known {
+            Some((_, entry)) if free && self.due(&entry) && first && entry.starts > 0 => {
+                Start::Earlier
+            }
             Some((_, mut entry)) if free && self.due(&entry) => {
                 entry.starts += 1;
                 let starts = entry.starts;
                 self.open().changes.waiting.insert(id, Some(entry));
-                Some(starts)
+                Start::Recorded(starts)
             }
-            _ => None,
+            _ => Start::Elsewhere,
         };
         self.end(own);
         Ok(starts)

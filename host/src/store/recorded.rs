@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Status, Store, StoreError, Traits,
+    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, Store, StoreError, Traits,
     Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
@@ -382,9 +382,10 @@ impl Session for Recorded {
         &mut self,
         rule: ClaimRule<'_>,
         claim: Claim<'_>,
-    ) -> Result<Entry, StoreError> {
+        first: bool,
+    ) -> Result<Start, StoreError> {
         self.step().await;
-        self.inner.record_start(rule, claim).await
+        self.inner.record_start(rule, claim, first).await
     }
 
     async fn undo_start(&mut self, consumer: ConsumerId, key: &[u8]) -> Result<(), StoreError> {
@@ -475,9 +476,10 @@ impl Session for Recorded {
         &mut self,
         consumer: ConsumerId,
         id: &[u8],
-    ) -> Result<Option<i32>, StoreError> {
+        first: bool,
+    ) -> Result<Start, StoreError> {
         self.step().await;
-        self.inner.waiting_start(consumer, id).await
+        self.inner.waiting_start(consumer, id, first).await
     }
 
     async fn waiting_unstart(&mut self, consumer: ConsumerId, id: &[u8]) -> Result<(), StoreError> {

@@ -80,5 +80,13 @@ fn a_message_without_a_key_is_parked_once_however_often_it_is_delivered() {
         id(&[("tenant", 7)]),
         id(&[("tenant", 7), ("x-delivery-count", 2)])
     );
+    assert_eq!(
+        id(&[("tenant", 7), ("x-acquired-count", 3), ("x-death", 1)]),
+        id(&[
+            ("tenant", 7),
+            ("x-acquired-count", 4),
+            ("x-delivery-count", 1)
+        ])
+    );
     assert_ne!(id(&[("tenant", 7)]), id(&[("tenant", 8)]));
 }

@@ -1,5 +1,6 @@
 //! `hapax parked replay` and `hapax parked discard`: one message, or all that match.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,9 @@ use super::super::ask::confirm;
 use super::super::typed::{self, KeyFormat};
 use super::super::{Error, print_json, progress, unexpected};
 use super::edit;
+
+/// Rows in one step of a change.
+const STEP_ROWS: usize = 200;
 
 /// Duplicates that are told one by one.
 const TOLD_DUPLICATES: usize = 20;
@@ -81,7 +85,7 @@ pub struct DiscardArgs {
 
 /// The words of a change.
 struct Words {
-    request: fn(Step) -> Request,
+    request: fn(Vec<String>) -> Request,
     verb: &'static str,
     done: &'static str,
     /// Messages that were named one by one may be changed without asking.
@@ -148,13 +152,14 @@ impl SelectArgs {
 async fn change(arguments: &SelectArgs, config: &Arc<Config>, words: &Words) -> Result<(), Error> {
     let selection = arguments.selection()?;
     let access = Access::open(config).await?;
-    let Response::Tally(tally) = access.execute(Request::Tally(selection.clone())).await? else {
-        return Err(unexpected());
-    };
-    let rows = tally.iter().map(|tally| tally.rows).sum::<u64>();
     if arguments.dry_run {
+        let Response::Tally(tally) = access.execute(Request::Tally(selection)).await? else {
+            return Err(unexpected());
+        };
         return foretell(arguments, &tally, words);
     }
+    let (ids, tally) = choose(&access, selection).await?;
+    let rows = ids.len() as u64;
     if rows == 0 {
         if let Some(told) = committed(arguments, config, &access).await? {
             return Ok(output::print(&told)?);
@@ -164,26 +169,49 @@ async fn change(arguments: &SelectArgs, config: &Arc<Config>, words: &Words) -> 
     }
     let progress = progress(rows);
     let mut total = Changed::default();
-    let mut after = None;
-    loop {
-        let step = Step {
-            selection: selection.clone(),
-            after,
-        };
-        let Response::Changed(changed) = access.execute((words.request)(step)).await? else {
+    for part in ids.chunks(STEP_ROWS) {
+        let request = (words.request)(part.to_vec());
+        let Response::Changed(changed) = access.execute(request).await? else {
             return Err(unexpected());
         };
         total.changed += changed.changed;
         total.gone += changed.gone;
         total.duplicates.extend(changed.duplicates);
         progress.set_position(total.changed);
-        after = changed.next;
+    }
+    progress.finish_and_clear();
+    tell(arguments, &total, words)
+}
+
+/// The rows that a selection means now, and how many of each kind they are: what the person agrees to is what is
+/// changed, whatever is parked while he thinks.
+async fn choose(access: &Access, selection: Selection) -> Result<(Vec<String>, Vec<Tally>), Error> {
+    let mut ids = Vec::new();
+    let mut kinds = BTreeMap::<(String, String), u64>::new();
+    let mut after = None;
+    loop {
+        let step = Step {
+            selection: selection.clone(),
+            after,
+        };
+        let Response::Choice(choice) = access.execute(Request::Choose(step)).await? else {
+            return Err(unexpected());
+        };
+        for row in choice.rows {
+            *kinds.entry((row.consumer, row.code)).or_default() += 1;
+            ids.push(row.id);
+        }
+        after = choice.next;
         if after.is_none() {
             break;
         }
     }
-    progress.finish_and_clear();
-    tell(arguments, &total, words)
+    let tally = kinds.into_iter().map(|((consumer, code), rows)| Tally {
+        consumer,
+        code,
+        rows,
+    });
+    Ok((ids, tally.collect()))
 }
 
 /// What to say of a key that has no parked message since the ledger says that it was dealt with.

@@ -16,6 +16,7 @@ use crate::config::{self, Secret, StoreKind};
 use crate::consumer::{Consumer, Frozen, Parts};
 use crate::effects::Isolation;
 use crate::host::{StartError, environment, open_store};
+use crate::lane::Floor;
 use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::plugins::{PluginFile, User};
@@ -325,6 +326,7 @@ impl Stage {
             store: Arc::new(recorded),
             metrics: metrics.consumer(&settings.name),
             plugin: Arc::clone(plugin),
+            floor: Floor::default(),
             frozen: Some(frozen),
         };
         Ok(Self {

@@ -15,7 +15,7 @@ use crate::message::Message;
 use crate::store::{JournalEntry, Session, Status};
 
 use super::super::{OperationError, Operations};
-use super::{Changed, Selection, Step, ids};
+use super::{Changed, ids};
 
 /// An edited body, and the one that the editor was opened with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,10 +113,7 @@ impl Operations {
             },
         )
         .await?;
-        let step = Step {
-            selection: Selection::Ids(vec![hex::encode(&record.row.id)]),
-            after: None,
-        };
-        self.change(session, &step, super::Change::Replay).await
+        let chosen = [hex::encode(&record.row.id)];
+        self.change(session, &chosen, super::Change::Replay).await
     }
 }

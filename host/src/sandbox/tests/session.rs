@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use super::super::engine::Pulse;
 use crate::store::{
     Claim, ClaimRule, Column, Constraint, ConstraintKind, ConsumerId, ConsumerRow, Entry, Expect,
-    Fate, Finished, HostId, OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement,
+    Fate, Finished, HostId, OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement, Start,
     Status, StoreError, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
@@ -185,7 +185,12 @@ impl Session for FakeSession {
         unreachable!("note_retention")
     }
 
-    async fn record_start(&mut self, _: ClaimRule<'_>, _: Claim<'_>) -> Result<Entry, StoreError> {
+    async fn record_start(
+        &mut self,
+        _: ClaimRule<'_>,
+        _: Claim<'_>,
+        _: bool,
+    ) -> Result<Start, StoreError> {
         unreachable!("record_start")
     }
 
@@ -260,7 +265,12 @@ impl Session for FakeSession {
         unreachable!("waiting_delete")
     }
 
-    async fn waiting_start(&mut self, _: ConsumerId, _: &[u8]) -> Result<Option<i32>, StoreError> {
+    async fn waiting_start(
+        &mut self,
+        _: ConsumerId,
+        _: &[u8],
+        _: bool,
+    ) -> Result<Start, StoreError> {
         unreachable!("waiting_start")
     }
 

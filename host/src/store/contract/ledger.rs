@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::{Fixture, claim, commit_keys, eventually, in_every_dialect, in_memory, rule};
-use crate::store::{Claim, ClaimRule, ConsumerId, Fate, Session, Settlement, StoreError, Value};
+use crate::store::{
+    Claim, ClaimRule, ConsumerId, Fate, Session, Settlement, Start, StoreError, Value,
+};
 
 in_every_dialect! {
     a_key_is_new_once
@@ -438,12 +440,15 @@ async fn a_key_that_was_taken_can_be_settled_again(fixture: &Fixture) {
 async fn starts_are_counted_and_taken_back(fixture: &Fixture) {
     let consumer = fixture.consumer().await;
     let mut session = fixture.session().await;
-    for starts in 1..=3 {
-        let entry = session
-            .record_start(rule(consumer), claim(b"k"))
-            .await
-            .unwrap();
-        assert_eq!((entry.fate, entry.attempts), (Fate::Started, starts));
+    for (first, start) in [
+        (true, Start::Recorded(1)),
+        (true, Start::Earlier),
+        (false, Start::Recorded(2)),
+        (true, Start::Earlier),
+        (false, Start::Recorded(3)),
+    ] {
+        let recorded = session.record_start(rule(consumer), claim(b"k"), first);
+        assert_eq!(recorded.await.unwrap(), start);
     }
     session.undo_start(consumer, b"k").await.unwrap();
     let entry = session
@@ -470,11 +475,10 @@ async fn a_start_leaves_every_other_fate_alone(fixture: &Fixture) {
     ] {
         let key = [fate as u8];
         settle(&mut *session, consumer, &key, fate).await;
-        let entry = session
-            .record_start(rule(consumer), claim(&key))
-            .await
-            .unwrap();
-        assert_eq!((entry.fate, entry.attempts), (fate, 2));
+        for first in [true, false] {
+            let recorded = session.record_start(rule(consumer), claim(&key), first);
+            assert_eq!(recorded.await.unwrap(), Start::Elsewhere);
+        }
         session.undo_start(consumer, &key).await.unwrap();
         assert_eq!(fates(&mut *session, consumer, &[&key]).await, [Some(fate)]);
     }
@@ -484,7 +488,7 @@ async fn a_started_key_is_taken_and_committed(fixture: &Fixture) {
     let consumer = fixture.consumer().await;
     let mut session = fixture.session().await;
     session
-        .record_start(rule(consumer), claim(b"k"))
+        .record_start(rule(consumer), claim(b"k"), true)
         .await
         .unwrap();
     session.begin().await.unwrap();

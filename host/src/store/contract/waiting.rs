@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::{Fixture, HOUR, claim, in_every_dialect, in_memory, message, rule, waiting};
-use crate::store::{ConsumerId, Fate, Session, Settlement, Status, WaitingFilter, WaitingRow};
+use crate::store::{
+    ConsumerId, Fate, Session, Settlement, Start, Status, WaitingFilter, WaitingRow,
+};
 
 in_every_dialect! {
     a_message_waits_whole_and_leaves_as_it_came
@@ -201,7 +203,10 @@ async fn due_rows_come_oldest_first_and_others_do_not_come(fixture: &Fixture) {
     );
     for id in [&b"later"[..], b"held", b"parked", b"absent"] {
         assert_eq!(session.waiting_lock(consumer, id).await.unwrap(), None);
-        assert_eq!(session.waiting_start(consumer, id).await.unwrap(), None);
+        for first in [true, false] {
+            let start = session.waiting_start(consumer, id, first).await.unwrap();
+            assert_eq!(start, Start::Elsewhere);
+        }
     }
 }
 
@@ -222,7 +227,8 @@ async fn a_row_that_runs_is_not_run_by_another_host(fixture: &Fixture) {
     assert!(first.waiting_lock(consumer, b"id").await.unwrap().is_some());
     let mut second = fixture.session().await;
     assert_eq!(second.waiting_lock(consumer, b"id").await.unwrap(), None);
-    assert_eq!(second.waiting_start(consumer, b"id").await.unwrap(), None);
+    let start = second.waiting_start(consumer, b"id", false).await.unwrap();
+    assert_eq!(start, Start::Elsewhere);
     assert_eq!(
         second.waiting_due(consumer, false, 10).await.unwrap().len(),
         1
@@ -242,24 +248,24 @@ async fn starts_of_a_row_are_counted_until_it_fails_again(fixture: &Fixture) {
     let mut session = fixture.session().await;
     let row = waiting(b"id", Status::Retry);
     put(&mut *session, consumer, &row, Duration::ZERO).await;
-    assert_eq!(
-        session.waiting_start(consumer, b"id").await.unwrap(),
-        Some(1)
-    );
-    assert_eq!(
-        session.waiting_start(consumer, b"id").await.unwrap(),
-        Some(2)
-    );
+    for (first, start) in [
+        (true, Start::Recorded(1)),
+        (true, Start::Earlier),
+        (false, Start::Recorded(2)),
+    ] {
+        let recorded = session.waiting_start(consumer, b"id", first);
+        assert_eq!(recorded.await.unwrap(), start);
+    }
     session.waiting_unstart(consumer, b"id").await.unwrap();
     assert_eq!(
-        session.waiting_start(consumer, b"id").await.unwrap(),
-        Some(2)
+        session.waiting_start(consumer, b"id", false).await.unwrap(),
+        Start::Recorded(2)
     );
     put(&mut *session, consumer, &row, Duration::ZERO).await;
     session.waiting_unstart(consumer, b"id").await.unwrap();
     assert_eq!(
-        session.waiting_start(consumer, b"id").await.unwrap(),
-        Some(1)
+        session.waiting_start(consumer, b"id", true).await.unwrap(),
+        Start::Recorded(1)
     );
 }
 

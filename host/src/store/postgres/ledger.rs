@@ -11,7 +11,8 @@ use std::time::Duration;
 use super::session::{PgQuery, PostgresSession, column};
 use crate::store::stored::{broken, timestamp_seconds};
 use crate::store::{
-    Claim, ClaimRule, ConsumerId, Entry, Fate, Finished, Session, Settlement, StoreError, stored,
+    Claim, ClaimRule, ConsumerId, Entry, Fate, Finished, Session, Settlement, Start, StoreError,
+    stored,
 };
 
 /// The keys that the open transaction has claimed.
@@ -276,7 +277,8 @@ impl PostgresSession {
         &mut self,
         rule: ClaimRule<'_>,
         claim: Claim<'_>,
-    ) -> Result<Entry, StoreError> {
+        first: bool,
+    ) -> Result<Start, StoreError> {
         self.outside()?;
         // The row can go between the two statements; it does not go again and again.
         for _ in 0..8 {
@@ -288,28 +290,24 @@ impl PostgresSession {
                      greatest(now(), to_timestamp($5::bigint)) + $6::float8 * interval '1 second') \
                      ON CONFLICT (consumer, key) DO UPDATE SET attempts = l.attempts + 1, \
                      fingerprint = excluded.fingerprint, plugin = excluded.plugin, \
-                     expires_at = excluded.expires_at WHERE l.fate = 5 RETURNING attempts",
+                     expires_at = excluded.expires_at WHERE l.fate = 5 AND NOT $7 RETURNING attempts",
                 )
                 .bind(rule.consumer.0)
                 .bind(claim.key)
                 .bind(claim.fingerprint)
                 .bind(rule.plugin)
                 .bind(timestamp_seconds(claim.timestamp_seconds))
-                .bind(rule.retention.map(seconds));
+                .bind(rule.retention.map(seconds))
+                .bind(first);
             if let Some(row) = self.row(upsert).await? {
-                return Ok(Entry {
-                    key: claim.key.to_vec(),
-                    fate: Fate::Started,
-                    fingerprint: claim.fingerprint.to_vec(),
-                    attempts: column(&row, 0)?,
-                });
+                return Ok(Start::Recorded(column(&row, 0)?));
             }
-            if let Some(entry) = self
-                .ledger_entries(rule.consumer, &[claim.key])
-                .await?
-                .swap_remove(0)
-            {
-                return Ok(entry);
+            let keys = [claim.key];
+            let entry = self.ledger_entries(rule.consumer, &keys).await?;
+            match entry.into_iter().flatten().next().map(|entry| entry.fate) {
+                Some(Fate::Started) if first => return Ok(Start::Earlier),
+                Some(Fate::Started) | None => {}
+                Some(_) => return Ok(Start::Elsewhere),
             }
         }
         Err(StoreError::Conflict(

@@ -19,8 +19,8 @@ use super::errors::Refusal;
 use super::ledger::Claims;
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Rows, RowsInsert, Session, Settlement, Status, StoreError, Upkeep,
-    Value, WaitingFilter, WaitingRecord, WaitingRow,
+    OutboxRecord, OutboxRow, Rows, RowsInsert, Session, Settlement, Start, Status, StoreError,
+    Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
@@ -415,8 +415,9 @@ impl Session for PostgresSession {
         &mut self,
         rule: ClaimRule<'_>,
         claim: Claim<'_>,
-    ) -> Result<Entry, StoreError> {
-        self.ledger_record_start(rule, claim).await
+        first: bool,
+    ) -> Result<Start, StoreError> {
+        self.ledger_record_start(rule, claim, first).await
     }
 
     async fn undo_start(&mut self, consumer: ConsumerId, key: &[u8]) -> Result<(), StoreError> {
@@ -509,8 +510,9 @@ impl Session for PostgresSession {
         &mut self,
         consumer: ConsumerId,
         id: &[u8],
-    ) -> Result<Option<i32>, StoreError> {
-        self.start_waiting(consumer, id).await
+        first: bool,
+    ) -> Result<Start, StoreError> {
+        self.start_waiting(consumer, id, first).await
     }
 
     async fn waiting_unstart(&mut self, consumer: ConsumerId, id: &[u8]) -> Result<(), StoreError> {

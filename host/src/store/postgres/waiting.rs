@@ -10,7 +10,7 @@ use super::ledger::seconds;
 use super::session::{PgQuery, PostgresSession, column};
 use crate::store::stored::{broken, distinct, message, split, text};
 use crate::store::{
-    ConsumerId, Session, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow,
+    ConsumerId, Session, Start, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 /// The bytes of messages that one statement carries at most; the protocol's own limit is 1 GiB.
@@ -292,20 +292,24 @@ impl PostgresSession {
         &mut self,
         consumer: ConsumerId,
         id: &[u8],
-    ) -> Result<Option<i32>, StoreError> {
+        first: bool,
+    ) -> Result<Start, StoreError> {
         self.outside()?;
         let update = self
             .statement(
-                "UPDATE @hapax_waiting SET starts = starts + 1 WHERE consumer = $1 AND id = \
-                 (SELECT id FROM @hapax_waiting WHERE consumer = $1 AND id = $2 AND status = 'retry' \
-                 AND due_at <= statement_timestamp() FOR UPDATE SKIP LOCKED) RETURNING starts",
+                "WITH due AS MATERIALIZED (SELECT starts FROM @hapax_waiting WHERE consumer = $1 AND id = $2 \
+                 AND status = 'retry' AND due_at <= statement_timestamp() FOR UPDATE SKIP LOCKED), \
+                 started AS (UPDATE @hapax_waiting w SET starts = w.starts + 1 FROM due \
+                 WHERE w.consumer = $1 AND w.id = $2 AND (due.starts = 0 OR NOT $3) RETURNING w.starts) \
+                 SELECT (SELECT starts FROM started) FROM due",
             )
             .bind(consumer.0)
-            .bind(id);
-        self.row(update)
-            .await?
-            .map(|row| column(&row, 0))
-            .transpose()
+            .bind(id)
+            .bind(first);
+        Ok(match self.row(update).await? {
+            None => Start::Elsewhere,
+            Some(row) => column::<Option<i32>>(&row, 0)?.map_or(Start::Earlier, Start::Recorded),
+        })
     }
 
     pub(super) async fn unstart_waiting(

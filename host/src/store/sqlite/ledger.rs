@@ -13,7 +13,9 @@ use sqlx::AssertSqlSafe;
 use super::connection::{Slot, column, now};
 use super::rows::{marks, pieces, values};
 use crate::store::stored::{broken, micros, timestamp_seconds};
-use crate::store::{Claim, ClaimRule, ConsumerId, Entry, Fate, Finished, Settlement, StoreError};
+use crate::store::{
+    Claim, ClaimRule, ConsumerId, Entry, Fate, Finished, Settlement, Start, StoreError,
+};
 
 fn expires_at(rule: ClaimRule<'_>, claim: &Claim<'_>) -> Option<i64> {
     let sent = timestamp_seconds(claim.timestamp_seconds).map_or(0, |seconds| seconds * 1_000_000);
@@ -221,24 +223,33 @@ impl Slot {
         &mut self,
         rule: ClaimRule<'_>,
         claim: Claim<'_>,
-    ) -> Result<Entry, StoreError> {
+        first: bool,
+    ) -> Result<Start, StoreError> {
         let upsert = sqlx::query(
             "INSERT INTO hapax_ledger (consumer, key, fate, attempts, fingerprint, plugin, expires_at) \
              VALUES (?, ?, 5, 1, ?, ?, ?) ON CONFLICT (consumer, key) DO UPDATE SET attempts = attempts + 1, \
              fingerprint = excluded.fingerprint, plugin = excluded.plugin, expires_at = excluded.expires_at \
-             WHERE fate = 5",
+             WHERE fate = 5 AND NOT ?",
         )
         .bind(rule.consumer.0)
         .bind(claim.key)
         .bind(claim.fingerprint)
         .bind(rule.plugin)
-        .bind(expires_at(rule, &claim));
-        self.touch(upsert).await?;
+        .bind(expires_at(rule, &claim))
+        .bind(first);
+        let recorded = self.touch(upsert).await? == 1;
         let entry = self
             .entries(rule.consumer, &[claim.key])
             .await?
             .swap_remove(0);
-        entry.ok_or_else(|| StoreError::Broken("a row that was just written is gone".to_owned()))
+        let entry = entry.ok_or_else(|| {
+            StoreError::Broken("a row that was just written is gone".to_owned())
+        })?;
+        Ok(match (recorded, entry.fate) {
+            (true, _) => Start::Recorded(entry.attempts),
+            (false, Fate::Started) => Start::Earlier,
+            (false, _) => Start::Elsewhere,
+        })
     }
 
     pub async fn undo_start(&mut self, consumer: ConsumerId, key: &[u8]) -> Result<(), StoreError> {

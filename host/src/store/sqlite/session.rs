@@ -12,7 +12,7 @@ use super::connection::{Shared, Slot};
 use super::marks::OwnMarks;
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Status, StoreError, Upkeep, Value,
+    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, StoreError, Upkeep, Value,
     WaitingFilter, WaitingRecord, WaitingRow,
 };
 
@@ -233,10 +233,11 @@ impl Session for SqliteSession {
         &mut self,
         rule: ClaimRule<'_>,
         claim: Claim<'_>,
-    ) -> Result<Entry, StoreError> {
+        first: bool,
+    ) -> Result<Start, StoreError> {
         let mut slot = self.alone().await?;
         slot.begin().await?;
-        let result = slot.record_start(rule, claim).await;
+        let result = slot.record_start(rule, claim, first).await;
         slot.end(result).await
     }
 
@@ -344,8 +345,12 @@ impl Session for SqliteSession {
         &mut self,
         consumer: ConsumerId,
         id: &[u8],
-    ) -> Result<Option<i32>, StoreError> {
-        self.alone().await?.waiting_start(consumer, id).await
+        first: bool,
+    ) -> Result<Start, StoreError> {
+        let mut slot = self.alone().await?;
+        slot.begin().await?;
+        let result = slot.waiting_start(consumer, id, first).await;
+        slot.end(result).await
     }
 
     async fn waiting_unstart(&mut self, consumer: ConsumerId, id: &[u8]) -> Result<(), StoreError> {

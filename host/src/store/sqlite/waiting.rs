@@ -8,7 +8,9 @@ use sqlx::sqlite::SqliteRow;
 use super::connection::{Slot, SqliteQuery, column, now};
 use super::rows::{marks, pieces, values};
 use crate::store::stored::{broken, distinct, message, micros, text};
-use crate::store::{ConsumerId, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow};
+use crate::store::{
+    ConsumerId, Start, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow,
+};
 
 /// In the order in which `waiting_row` reads them.
 macro_rules! columns {
@@ -262,18 +264,28 @@ impl Slot {
         &mut self,
         consumer: ConsumerId,
         id: &[u8],
-    ) -> Result<Option<i32>, StoreError> {
-        let update = sqlx::query(
-            "UPDATE hapax_waiting SET starts = starts + 1 \
-             WHERE consumer = ? AND id = ? AND status = 'retry' AND due_at <= ? RETURNING starts",
+        first: bool,
+    ) -> Result<Start, StoreError> {
+        let due = sqlx::query(
+            "SELECT starts FROM hapax_waiting \
+             WHERE consumer = ? AND id = ? AND status = 'retry' AND due_at <= ?",
         )
         .bind(consumer.0)
         .bind(id)
         .bind(now());
-        self.row(update)
-            .await?
-            .map(|row| column(&row, 0))
-            .transpose()
+        let Some(row) = self.row(due).await? else {
+            return Ok(Start::Elsewhere);
+        };
+        let starts: i32 = column(&row, 0)?;
+        if first && starts > 0 {
+            return Ok(Start::Earlier);
+        }
+        let update =
+            sqlx::query("UPDATE hapax_waiting SET starts = starts + 1 WHERE consumer = ? AND id = ?")
+                .bind(consumer.0)
+                .bind(id);
+        self.touch(update).await?;
+        Ok(Start::Recorded(starts + 1))
     }
 
     pub async fn waiting_unstart(
