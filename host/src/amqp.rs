@@ -71,3 +71,6 @@ pub async fn close(connection: &Connection) {
         Err(_) => tracing::debug!("The broker's goodbye was not heard"),
     }
 }
+
+#[cfg(test)]
+mod tests;
