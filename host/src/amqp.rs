@@ -98,3 +98,6 @@ pub async fn hand_over<F: Future>(publishes: impl IntoIterator<Item = F>) -> Vec
     }
     outputs
 }
+
+#[cfg(test)]
+mod tests;
