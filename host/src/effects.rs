@@ -13,7 +13,9 @@ pub mod state;
 use std::sync::Arc;
 
 use crate::failure::{Failure, code};
-use crate::store::{Constraint, ConsumerId, OutboxRow, Rows, Session, StoreError, Traits, Value};
+use crate::store::{
+    Constraint, ConsumerId, NamedColumn, OutboxRow, Rows, Session, StoreError, Traits, Value,
+};
 
 use outbox::StoredReply;
 use sql::Deferred;
@@ -94,6 +96,22 @@ impl Transaction {
             outgoing: Vec::new(),
             touched: false,
             wrote: false,
+        }
+    }
+
+    /// The place of the first of these names that is no column.
+    pub async fn missing_column(
+        &mut self,
+        columns: &[NamedColumn],
+    ) -> Result<Option<usize>, Fault> {
+        self.before_statement().await?;
+        let answer = self.session.missing_column(columns).await;
+        match self.after_statement(answer).await? {
+            Ok(place) => Ok(place),
+            Err(constraint) => Err(Fault::Spoiled(StoreError::Broken(format!(
+                "looking for columns: {}",
+                constraint.message
+            )))),
         }
     }
 

@@ -19,7 +19,7 @@ mod seeds;
 mod symbols;
 mod text;
 mod trap;
-mod wasi;
+pub(crate) mod wasi;
 
 #[cfg(test)]
 pub(crate) mod tests;

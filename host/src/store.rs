@@ -170,6 +170,13 @@ pub struct RowsInsert<'a> {
     pub rows: &'a [&'a [Value]],
 }
 
+/// A name that has to be a column of at least one of these tables, each with its schema, if it has one, and folded.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedColumn {
+    pub name: String,
+    pub tables: Vec<(Option<String>, String)>,
+}
+
 /// What a row of `hapax_waiting` is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -602,6 +609,16 @@ pub trait Session: Send {
     ) -> Result<bool, StoreError>;
 
     // ---- the guest's own SQL ---------------------------------------------------------------------
+
+    /// The place of the first of these names that is no column, for a guest's statement that would run now. Only
+    /// asked where a name that is no column could mean something else.
+    async fn missing_column(
+        &mut self,
+        columns: &[NamedColumn],
+    ) -> Result<Option<usize>, StoreError> {
+        let _ = columns;
+        Ok(None)
+    }
 
     /// Runs one prepared statement and returns its rows, or [`StoreError::Limit`] when they are more
     /// than `max_rows` rows or `max_bytes` of values.

@@ -30,8 +30,13 @@ async fn run(place: &Place, scene: Scene, guest: &str, code: &str) -> anyhow::Re
 /// Runs a guest with a list of statements, each of which is to be refused, and insists that there are `count`.
 async fn run_statements(place: &Place, scene: Scene, guest: &str, count: usize) -> Checked {
     let ground = Ground::new(place, scene, guest)?;
+    run_numbers(ground, count, "sql-refused").await
+}
+
+/// The same for statements that end with another code.
+async fn run_numbers(ground: Ground<'_>, count: usize, code: &str) -> Checked {
     let sins: Vec<Value> = (0..count).map(|number| json!(number)).collect();
-    let aftermath = ground.run(&sins, "sql-refused").await?;
+    let aftermath = ground.run(&sins, code).await?;
     ensure!(
         aftermath.after_the_last == "there are no more of them",
         "the guest knows more than {count} statements"
@@ -77,6 +82,47 @@ statements! {
     write_ledger: 19;
     read_other_consumer: 22;
     attach: 20;
+    cte_bomb: 3;
+}
+
+/// On SQLite the deadline comes between two calls of a function, and the one connection waits for both.
+pub async fn endless_search(place: &Place, scene: Scene) -> Checked {
+    let ground = Ground::new(place, scene, "endless_search")?;
+    run_numbers(ground, 4, "sql-limit").await
+}
+
+/// The value is made in the database, or not at all; the host's memory does not see it.
+pub async fn huge_value(place: &Place, scene: Scene) -> Checked {
+    let ground = Ground::new(place, scene, "huge_value")?;
+    run_numbers(ground, 4, "sql-limit").await
+}
+
+/// With every grant that a call in disguise could hide behind, and a function of the owner's that takes a row.
+pub async fn call_in_disguise(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    for table in ["t_parents", "t_effects"] {
+        let archive = format!(
+            "CREATE FUNCTION archive({table}) RETURNS TEXT LANGUAGE sql AS \
+             'UPDATE t_counters SET total = total + 1 RETURNING id'"
+        );
+        scene.store.execute(&archive).await?;
+    }
+    let ground = Ground::new(place, scene, "call_in_disguise")?
+        .functions(r#"["unnest", "generate_series"]"#);
+    run_numbers(ground, 14, "sql-refused").await
+}
+
+/// RabbitMQ would send the copies; the embedded broker knows no such headers, and refuses them all the same.
+pub async fn carbon_copy(place: &Place, scene: Scene) -> Checked {
+    let ground = Ground::new(place, scene, "carbon_copy")?;
+    let aftermath = ground.run(&[json!("CC"), json!("BCC")], "rejected").await?;
+    for parked in &aftermath.parked {
+        ensure!(
+            parked.error.contains("sends copies to other queues"),
+            "{parked:?}"
+        );
+    }
+    Ok(())
 }
 
 pub async fn table_bomb(place: &Place, scene: Scene) -> Checked {

@@ -32,6 +32,34 @@ fn grants(database: &str) -> anyhow::Result<String> {
     Ok(statements)
 }
 
+/// What operators do, with the host's own configuration and so under its role: each of these is noted in the journal.
+async fn operate(place: &Place, host: &Host) -> Checked {
+    let keys = place.dir.join("keys.txt");
+    std::fs::write(&keys, "before\nlong-before\n")?;
+    let keys = keys.to_str().context("the path is not UTF-8")?;
+    let commands: [&[&str]; 6] = [
+        &["consumers", "pause", "probe", "--why", "the shop moves"],
+        &["consumers", "resume", "probe"],
+        &["ledger", "import", keys],
+        &["ledger", "forget", "before", "--why", "by mistake", "--yes"],
+        &["ledger", "list", "--json"],
+        &["outbox", "list", "--json"],
+    ];
+    for command in commands {
+        let done = host.cli(command).await?;
+        ensure!(done.code == Some(0), "{command:?}: {done:?}");
+    }
+    let parked = host.cli(&["parked", "list", "--json"]).await?.json()?;
+    let id = parked[0]["id"].as_str().context("nothing is parked")?;
+    // What was rejected on purpose is logged instead.
+    let editor = [("EDITOR", "sed -i s/reject/log/")];
+    let edited = host
+        .cli_with(&editor, &["parked", "replay", id, "--edit"])
+        .await?;
+    ensure!(edited.code == Some(0), "{edited:?}");
+    host.until_metric("hapax_committed_total", 4).await
+}
+
 pub async fn is_enough_for_the_host_and_for_nothing_else(place: &Place) -> Checked {
     let server = Postgres::start("postgres-roles").await?;
     let scene = Scene::with(Store::postgres_on(&server).await?).await?;
@@ -85,6 +113,7 @@ pub async fn is_enough_for_the_host_and_for_nothing_else(place: &Place) -> Check
     ensure!(parked.to_string().contains("on purpose"), "{parked}");
     let status = host.cli(&["status", "--json"]).await?;
     ensure!(status.code == Some(0), "{status:?}");
+    operate(place, &host).await?;
     scene.finish(host).await?;
     assert_eq!(
         scene.effects().await?,
@@ -92,11 +121,15 @@ pub async fn is_enough_for_the_host_and_for_nothing_else(place: &Place) -> Check
     );
     assert_eq!(scene.sent().await?, ["all", "twice"]);
     let fates = Fates {
-        committed: 3,
-        parked: 1,
+        committed: 5,
         ..Fates::default()
     };
     scene.assert_fates(fates).await?;
+
+    let other = scene.config_on("host", &url, probe()?.set("fingerprint", "\"none\""));
+    let rekey = ["consumers", "rekey", "probe", "--yes"];
+    let rekeyed = crate::support::host::cli(&other.write(&place.dir)?, &rekey).await?;
+    ensure!(rekeyed.code == Some(0), "{rekeyed:?}");
 
     let mut session = PgConnection::connect(&url).await?;
     for statement in [

@@ -197,12 +197,13 @@ fn main() -> ExitCode {
                 an_interrupted_statement_leaves_nothing_behind;
         }
         evil_guests {
-            once: wasi_http;
+            once: wasi_http, call_in_disguise;
             each store:
                 spin, spin_in_host_calls, memory_bomb, table_bomb, recursion, stderr_flood, outbox_flood,
                 ten_thousand_statements, huge_row_set, huge_statement, pg_sleep, commit, ddl, set_role,
                 copy_program, dblink, advisory_lock, write_ledger, read_other_consumer, attach, open_socket,
-                open_file, probe_clock_and_random, call_again_after_trap;
+                open_file, probe_clock_and_random, call_again_after_trap, endless_search, huge_value, cte_bomb,
+                carbon_copy;
         }
         time_limits {
             once: an_attempt_that_is_out_of_time_applies_nothing;

@@ -146,6 +146,8 @@ pub async fn what_is_allowed_touches_what_was_granted_on_postgres(_place: &Place
         session.begin().await?;
         let before = state(&mut *session).await?;
         session.savepoint("sp").await?;
+        let missing = session.missing_column(&statement.named_columns).await?;
+        ensure!(missing.is_none(), "{}: {missing:?}", statement.text);
         match session.query(&statement.text, &nulls, 1_000, 1 << 20).await {
             Ok(_) => {
                 let touched = locked(&mut observer).await?;

@@ -90,7 +90,7 @@ async fn check_consumers(config: &Config, report: &mut Report) -> Result<(), Err
         let plugin = match loaded.expect("loading a component does not panic") {
             Ok(plugin) => {
                 check_memory(consumer, &plugin, report);
-                Some(PluginReport::new(&plugin))
+                Some(PluginReport::new(&plugin, consumer.random))
             }
             Err(error) => {
                 report.problem(USAGE, format!("consumer {}: {error}", consumer.name));

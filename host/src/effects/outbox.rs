@@ -156,6 +156,16 @@ impl Composer {
             .routing_key
             .unwrap_or_else(|| target.routing_key.clone());
         short("routing key", &routing_key)?;
+        // The default exchange has every queue of the broker behind it, under its name.
+        if target.exchange.is_empty()
+            && !target.routing_key.is_empty()
+            && routing_key != target.routing_key
+        {
+            return Err(PublishError::Invalid(format!(
+                "the target {} is the queue {}, and another routing key would be another queue",
+                publish.target, target.routing_key
+            )));
+        }
         if let Some(key) = &publish.ordering_key {
             short("ordering key", key)?;
         }
@@ -304,6 +314,65 @@ mod tests {
                 };
                 assert_eq!(StoredReply::decode(reply.encode()), Some(reply));
             }
+        }
+    }
+
+    /// Whoever may send to one queue may not send to all of them.
+    #[test]
+    fn a_target_that_is_one_queue_takes_no_other_routing_key() {
+        let target = |exchange: &str, routing_key: &str| Target {
+            exchange: exchange.to_owned(),
+            routing_key: routing_key.to_owned(),
+            persistent: true,
+            unroutable: Unroutable::Keep,
+        };
+        let targets = [
+            ("queue", target("", "out")),
+            ("any", target("", "")),
+            ("exchange", target("shop", "out")),
+        ];
+        let composer = Composer {
+            consumer: ConsumerId(1),
+            targets: targets
+                .map(|(name, target)| (name.to_owned(), target))
+                .into(),
+        };
+        let message = Message {
+            exchange: String::new(),
+            routing_key: "in".to_owned(),
+            properties: BasicProperties::default(),
+            body: Bytes::new(),
+        };
+        let published = |target: &str, routing_key: Option<&str>| {
+            let origin = Origin {
+                message: &message,
+                seed: &IdSeed::Fresh,
+                lane: 0,
+                now_seconds: 0,
+            };
+            let publish = Publish {
+                target: target.to_owned(),
+                routing_key: routing_key.map(str::to_owned),
+                body: Vec::new(),
+                content_type: None,
+                headers: FieldTable::default(),
+                ordering_key: None,
+                delay: None,
+            };
+            composer
+                .publish(origin, 0, publish)
+                .map(|row| row.message.routing_key)
+        };
+        for (target, routing_key, expected) in [
+            ("queue", None, Some("out")),
+            ("queue", Some("out"), Some("out")),
+            ("queue", Some("other"), None),
+            ("queue", Some(""), None),
+            ("any", Some("other"), Some("other")),
+            ("exchange", Some("other"), Some("other")),
+        ] {
+            let found = published(target, routing_key).ok();
+            assert_eq!(found.as_deref(), expected, "{target} {routing_key:?}");
         }
     }
 

@@ -109,15 +109,28 @@ pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
         lock_timeout: config.store.lock_timeout,
     };
     let opened: Result<Arc<dyn Store>, StoreError> = match &config.store.kind {
-        StoreKind::Sqlite { path } => {
-            SqliteStore::open(path, options).map(|store| Arc::new(store) as Arc<dyn Store>)
-        }
+        StoreKind::Sqlite { path } => SqliteStore::open_for(path, options, largest_value(config))
+            .map(|store| Arc::new(store) as Arc<dyn Store>),
         StoreKind::Postgres { url } => {
             PostgresStore::new(url.expose(), &config.store.schema, options)
                 .map(|store| Arc::new(store) as Arc<dyn Store>)
         }
     };
     opened.map_err(|error| store_error(config, error))
+}
+
+/// The longest value that anybody has to store: a message, what a handler sends or writes, and what belongs to it.
+fn largest_value(config: &Config) -> u64 {
+    const BESIDE_THE_BODY: u64 = 4 << 20;
+    let consumers = config.consumers.iter().flat_map(|consumer| {
+        let limits = &consumer.limits;
+        [
+            consumer.max_message_bytes,
+            limits.sql_bytes,
+            limits.outbox_bytes,
+        ]
+    });
+    consumers.max().unwrap_or(16 << 20) + BESIDE_THE_BODY
 }
 
 /// Where the broker is; `None` for the embedded one.

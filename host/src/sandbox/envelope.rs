@@ -176,10 +176,19 @@ fn json_of(value: &AMQPValue, depth: usize) -> Json {
     }
 }
 
+/// Headers that RabbitMQ reads as routing keys beside the message's own: they would send it past the targets.
+/// Source: <https://www.rabbitmq.com/docs/sender-selected>; the names are compared as they are.
+const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
+
 /// The headers of an outgoing message. The error is for the author of the handler.
 pub(super) fn headers_from_guest(headers: Vec<HeaderResult>) -> Result<FieldTable, String> {
     let mut table = FieldTable::default();
     for HeaderResult { name, value } in headers {
+        if ROUTING_HEADERS.contains(&name.as_str()) {
+            return Err(format!(
+                "the header {name} sends copies to other queues: publish to a target for each instead"
+            ));
+        }
         let value = value_from_guest(&name, value)?;
         table.insert(header_name(name)?, value);
     }

@@ -16,7 +16,7 @@ use wasmtime_wasi::p2::bindings::{
 };
 use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsCtx, WasiSocketsCtxView};
 
-use crate::config::Limits;
+use crate::config::{Limits, Random};
 
 use super::guest::Guest;
 use super::limits::MAX_HANDLES;
@@ -54,6 +54,31 @@ pub(super) const INTERFACES: &[&str] = &[
     "wasi:sockets/udp",
     "wasi:sockets/udp-create-socket",
 ];
+
+/// What a handler finds behind an interface, in a few words for people.
+pub(crate) fn stands_behind(interface: &str, random: Random) -> &'static str {
+    let name = interface
+        .split_once('@')
+        .map_or(interface, |(name, _)| name);
+    match name.strip_prefix("wasi:").unwrap_or(name) {
+        "io/error" | "io/poll" | "io/streams" => "carries what the others have",
+        "clocks/wall-clock" | "clocks/monotonic-clock" => "stands still at the attempt's start",
+        "random/random" | "random/insecure" | "random/insecure-seed" => match random {
+            Random::Seeded => "equal in every attempt, and not guessable",
+            Random::Secure => "drawn anew in each attempt",
+        },
+        "cli/stdout" | "cli/stderr" => "kept for the log and the parked row",
+        "cli/exit" => "ends the attempt",
+        "sockets/network"
+        | "sockets/instance-network"
+        | "sockets/ip-name-lookup"
+        | "sockets/tcp"
+        | "sockets/tcp-create-socket"
+        | "sockets/udp"
+        | "sockets/udp-create-socket" => "denied",
+        _ => "nothing: it is empty",
+    }
+}
 
 /// What WASI keeps for one instance. Making it costs nothing until it is used.
 pub(super) struct Wasi {

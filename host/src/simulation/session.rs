@@ -8,8 +8,8 @@ use async_trait::async_trait;
 
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Dialect, Entry, Expect, Fate, Finished, HostId,
-    OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement, Start, Status, Store, StoreError,
-    TAKEN_LANE, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement, Start, Status, Store,
+    StoreError, TAKEN_LANE, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 use super::database::{

@@ -4,6 +4,7 @@
 //! database can weaken the promise. It deliberately does not pool or reconnect: a session whose connection
 //! is lost stays lost, and the caller decides when to open another one.
 
+mod bounded;
 mod consumers;
 mod decode;
 mod encode;
@@ -28,7 +29,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 
 use self::errors::Refusal;
-use self::session::PostgresSession;
+use self::session::{CACHED_STATEMENTS, PostgresSession};
 use crate::failpoint::{self, Point};
 
 use super::{Dialect, Session, SessionOptions, Store, StoreError, Traits, migrate};
@@ -89,7 +90,7 @@ impl PostgresStore {
     pub fn new(url: &str, schema: &str, options: SessionOptions) -> Result<Self, StoreError> {
         let connect = PgConnectOptions::from_str(url)
             .map_err(|error| StoreError::Unusable(format!("the URL of the store: {error}")))?
-            .statement_cache_capacity(256)
+            .statement_cache_capacity(CACHED_STATEMENTS)
             .disable_statement_logging();
         Ok(Self {
             connect,

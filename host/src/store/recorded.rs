@@ -14,9 +14,9 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::{
-    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, Store, StoreError, Traits,
-    Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, NamedColumn,
+    OutboxDepth, OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, Store,
+    StoreError, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 /// Something that a transaction did for a message.
@@ -210,6 +210,13 @@ impl Session for Recorded {
             self.record.keys.push(claim.key.to_vec());
         }
         Ok(taken)
+    }
+
+    async fn missing_column(
+        &mut self,
+        columns: &[NamedColumn],
+    ) -> Result<Option<usize>, StoreError> {
+        self.inner.missing_column(columns).await
     }
 
     async fn query(

@@ -5,6 +5,7 @@
 //! beside the database's real location. The connection is opened when it is first needed, and again when
 //! it was lost.
 
+mod bounds;
 mod connection;
 mod errors;
 mod guest;
@@ -38,9 +39,19 @@ impl SqliteStore {
     /// Makes the file when it is not there, and locks it for this process. The lock is free again when
     /// the store and all of its sessions are dropped. Blocks for the length of a few system calls.
     pub fn open(path: &Path, options: SessionOptions) -> Result<Self, StoreError> {
+        Self::open_for(path, options, bounds::DEFAULT_VALUE_BYTES)
+    }
+
+    /// The same for values of other lengths; a longer one is refused.
+    pub fn open_for(
+        path: &Path,
+        options: SessionOptions,
+        value_bytes: u64,
+    ) -> Result<Self, StoreError> {
         let (lock, real_path) = ProcessLock::take(path)?;
+        let value_bytes = i32::try_from(value_bytes).unwrap_or(i32::MAX);
         Ok(Self {
-            shared: Arc::new(Shared::new(real_path, options, lock)),
+            shared: Arc::new(Shared::new(real_path, options, value_bytes, lock)),
         })
     }
 }

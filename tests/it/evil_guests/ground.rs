@@ -26,6 +26,7 @@ pub struct Ground<'p> {
     guest: String,
     component: PathBuf,
     limits: String,
+    functions: String,
     /// The guest sends messages, as a good one does.
     sends: bool,
 }
@@ -69,12 +70,18 @@ impl<'p> Ground<'p> {
             guest: guest.to_owned(),
             component,
             limits: "{}".to_owned(),
+            functions: "[]".to_owned(),
             sends: true,
         })
     }
 
     pub fn limits(mut self, toml: &str) -> Self {
         self.limits = toml.to_owned();
+        self
+    }
+
+    pub fn functions(mut self, toml: &str) -> Self {
+        self.functions = toml.to_owned();
         self
     }
 
@@ -168,7 +175,10 @@ impl<'p> Ground<'p> {
             .set("limits", &self.limits)
             .set(
                 "grant",
-                r#"{ write = ["t_effects"], read = ["t_parents"] }"#,
+                &format!(
+                    r#"{{ write = ["t_effects"], read = ["t_parents"], functions = {} }}"#,
+                    self.functions
+                ),
             )
             .set(
                 "targets",

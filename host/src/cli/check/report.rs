@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::config::{Config, Consumer, Idempotency, Retention};
+use crate::config::{Config, Consumer, Idempotency, Limits, Random, Retention};
 use crate::output::{self, BAD, FAINT, GOOD, STRONG, WARNING};
 use crate::sandbox::Plugin;
+use crate::sandbox::wasi::stands_behind;
 
 /// Digits of a digest that people compare.
 const DIGEST_DIGITS: usize = 12;
@@ -21,6 +22,8 @@ pub struct Report {
     /// Connections that the lanes hold.
     pub lanes: usize,
     pub max_connections: Option<u32>,
+    /// How long one statement may take.
+    pub statement_timeout: String,
     pub consumers: Vec<ConsumerReport>,
     pub notes: Vec<String>,
     pub warnings: Vec<String>,
@@ -43,6 +46,12 @@ pub struct ConsumerReport {
     /// Beyond the built-in ones that every handler may call.
     pub functions: Vec<String>,
     pub targets: Vec<String>,
+    /// It may answer a message wherever that says, beside its targets.
+    pub replies: bool,
+    pub idempotency: &'static str,
+    pub random: &'static str,
+    /// Of one message.
+    pub limits: Vec<String>,
     pub lanes: usize,
     pub prefetch: u16,
     pub batch: usize,
@@ -55,19 +64,46 @@ pub struct PluginReport {
     pub digest: String,
     pub size_bytes: u64,
     pub imports: Vec<String>,
+    /// What of WASI is among them.
+    pub wasi: Vec<WasiReport>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct WasiReport {
+    pub interface: String,
+    /// What the handler finds there.
+    pub behind: &'static str,
 }
 
 impl PluginReport {
-    pub fn new(plugin: &Plugin) -> Self {
+    pub fn new(plugin: &Plugin, random: Random) -> Self {
+        let names = plugin.imports().iter().map(|import| import.name.clone());
+        Self::of(
+            hex::encode(plugin.digest()),
+            plugin.size_bytes(),
+            names.collect(),
+            random,
+        )
+    }
+
+    fn of(digest: String, size_bytes: u64, imports: Vec<String>, random: Random) -> Self {
+        let wasi = imports.iter().filter(|name| name.starts_with("wasi:"));
         Self {
-            digest: hex::encode(plugin.digest()),
-            size_bytes: plugin.size_bytes(),
-            imports: plugin
-                .imports()
-                .iter()
-                .map(|import| import.name.clone())
+            digest,
+            size_bytes,
+            wasi: wasi
+                .map(|name| WasiReport {
+                    interface: name.clone(),
+                    behind: stands_behind(name, random),
+                })
                 .collect(),
+            imports,
         }
+    }
+
+    fn may_reply(&self) -> bool {
+        let outbox = |name: &String| name.starts_with("hapax:plugin/outbox");
+        self.imports.iter().any(outbox)
     }
 }
 
@@ -77,17 +113,29 @@ impl ConsumerReport {
             sources.iter().map(ToString::to_string).collect()
         };
         let targets = consumer.targets.iter().map(|(name, target)| {
-            let exchange = match target.exchange.as_str() {
-                "" => "the default exchange".to_owned(),
-                name => format!("exchange {name}"),
-            };
-            let key = match target.routing_key.as_str() {
-                "" => String::new(),
-                key => format!(", routing key {key}"),
-            };
-            format!("{name} → {exchange}{key}")
+            let (exchange, key) = (target.exchange.as_str(), target.routing_key.as_str());
+            match (exchange, key) {
+                ("", "") => format!("{name} → any queue"),
+                ("", queue) => format!("{name} → the queue {queue}"),
+                (exchange, "") => format!("{name} → exchange {exchange}, any routing key"),
+                (exchange, key) => {
+                    format!(
+                        "{name} → exchange {exchange}, routing key {key} unless it names another"
+                    )
+                }
+            }
         });
         Self {
+            replies: plugin.as_ref().is_none_or(PluginReport::may_reply),
+            idempotency: match consumer.idempotency {
+                Idempotency::On => "on",
+                Idempotency::Off => "off",
+            },
+            random: match consumer.random {
+                Random::Seeded => "seeded",
+                Random::Secure => "secure",
+            },
+            limits: limits(&consumer.limits),
             name: consumer.name.clone(),
             queue: consumer.queue.clone(),
             plugin_path: consumer.plugin.display().to_string(),
@@ -114,6 +162,44 @@ impl ConsumerReport {
     }
 }
 
+/// What one message may use, by kind.
+fn limits(limits: &Limits) -> Vec<String> {
+    let count = |number: u32, singular| output::count(u64::from(number), singular);
+    vec![
+        format!(
+            "{:?} of processor, {:?} in all; {} of memory, {}; {} passed to the host",
+            limits.cpu,
+            limits.wall,
+            size(limits.memory),
+            count(limits.table_elements, "table element"),
+            size(limits.hostcall_bytes)
+        ),
+        format!(
+            "SQL: {}, {}, {}",
+            count(limits.sql_statements, "statement"),
+            count(limits.sql_rows, "row"),
+            size(limits.sql_bytes)
+        ),
+        format!(
+            "sends {}, {}; logs {}",
+            count(limits.outbox_messages, "message"),
+            size(limits.outbox_bytes),
+            size(limits.log_bytes)
+        ),
+    ]
+}
+
+fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units
+        .into_iter()
+        .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
+    {
+        Some((unit, name)) => format!("{} {name}", bytes / unit),
+        None => output::count(bytes, "byte"),
+    }
+}
+
 fn duration_text(seconds: u64) -> String {
     let units = [(86_400, "d"), (3_600, "h"), (60, "m")];
     match units
@@ -135,6 +221,7 @@ impl Report {
             admin: config.admin.listen.map(|address| address.to_string()),
             lanes: config.consumers.iter().map(|consumer| consumer.lanes).sum(),
             max_connections: config.store.max_connections,
+            statement_timeout: format!("{:?}", config.store.statement_timeout),
             consumers: Vec::new(),
             notes: Vec::new(),
             warnings: Vec::new(),
@@ -167,6 +254,11 @@ impl Report {
                 "{} to the store; {bound}",
                 output::count(self.lanes as u64, "connection")
             ),
+        );
+        line(
+            &mut text,
+            "statements",
+            &format!("{} each at most", self.statement_timeout),
         );
         for consumer in &self.consumers {
             consumer.render(&mut text);
@@ -213,16 +305,10 @@ impl ConsumerReport {
                     "  plugin",
                     &format!("{} ({digest}, {size} KiB)", self.plugin_path),
                 );
-                let (own, wasi): (Vec<_>, Vec<_>) = plugin
-                    .imports
-                    .iter()
-                    .partition(|import| import.starts_with("hapax:"));
-                let own = own.iter().map(|import| import.as_str()).collect::<Vec<_>>();
-                line(
-                    text,
-                    "  imports",
-                    &format!("{}; {} more of WASI", listed(&own), wasi.len()),
-                );
+                let own = plugin.imports.iter();
+                let own = own.filter(|import| import.starts_with("hapax:"));
+                line(text, "  imports", &listed(&own.collect::<Vec<_>>()));
+                plugin.render_wasi(text);
             }
             None => line(
                 text,
@@ -234,7 +320,7 @@ impl ConsumerReport {
             text,
             "  key",
             &if self.key.is_empty() {
-                "off".to_owned()
+                "none (idempotency = \"off\"): what is delivered again is applied again".to_owned()
             } else {
                 self.key.join(" + ")
             },
@@ -261,9 +347,27 @@ impl ConsumerReport {
                 .iter()
                 .for_each(|target| line(text, "  target", target)),
         }
+        if self.replies {
+            line(
+                text,
+                "  reply",
+                "to the queue that a message names as its reply-to",
+            );
+        }
         line(
             text,
-            "  limits",
+            "  random",
+            match self.random {
+                "seeded" => "seeded: equal in every attempt",
+                _ => "secure: drawn anew in each attempt",
+            },
+        );
+        for (index, limit) in self.limits.iter().enumerate() {
+            line(text, if index == 0 { "  limits" } else { "" }, limit);
+        }
+        line(
+            text,
+            "  runs",
             &format!(
                 "{}, prefetch {}, batch {}, {}, remembered {}",
                 output::count(self.lanes as u64, "lane"),
@@ -273,6 +377,27 @@ impl ConsumerReport {
                 self.retention
             ),
         );
+    }
+}
+
+impl PluginReport {
+    /// The interfaces of WASI by what stands behind them: none of them leads anywhere.
+    fn render_wasi(&self, text: &mut String) {
+        let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+        for WasiReport { interface, behind } in &self.wasi {
+            let name = interface
+                .split_once('@')
+                .map_or(&**interface, |(name, _)| name);
+            let name = name.strip_prefix("wasi:").unwrap_or(name);
+            match groups.iter_mut().find(|(known, _)| known == behind) {
+                Some((_, names)) => names.push(name),
+                None => groups.push((behind, vec![name])),
+            }
+        }
+        for (index, (behind, names)) in groups.iter().enumerate() {
+            let label = if index == 0 { "  wasi" } else { "" };
+            line(text, label, &format!("{}: {behind}", listed(names)));
+        }
     }
 }
 
@@ -332,14 +457,22 @@ mod tests {
 
     #[test]
     fn the_summary_tells_each_consumers_way_and_no_password() {
-        let report = report(Some(PluginReport {
-            digest: "3f2a91c0b2d4e5f6".repeat(4),
-            size_bytes: 114_000,
-            imports: vec![
-                "hapax:plugin/sql@0.1.0".into(),
-                "wasi:io/streams@0.2.6".into(),
-            ],
-        }));
+        let imports = [
+            "hapax:plugin/sql@0.1.0",
+            "hapax:plugin/outbox@0.1.0",
+            "wasi:io/streams@0.2.6",
+            "wasi:clocks/wall-clock@0.2.6",
+            "wasi:cli/environment@0.2.6",
+            "wasi:filesystem/types@0.2.6",
+            "wasi:sockets/tcp@0.2.6",
+            "wasi:random/random@0.2.6",
+        ];
+        let report = report(Some(PluginReport::of(
+            "3f2a91c0b2d4e5f6".repeat(4),
+            114_000,
+            imports.map(str::to_owned).to_vec(),
+            Random::Seeded,
+        )));
         expect![[r#"
             configuration  /etc/hapax/hapax.toml
             store          postgres://hapax:***@db.example/shop
@@ -347,18 +480,29 @@ mod tests {
             health         127.0.0.1:9471
             admin          off
             lanes          4 connections to the store; store.max-connections is 20
+            statements     5s each at most
 
             points
               queue        orders.paid
               plugin       /etc/hapax/points.wasm (3f2a91c0b2d4, 112 KiB)
-              imports      hapax:plugin/sql@0.1.0; 1 more of WASI
+              imports      hapax:plugin/sql@0.1.0, hapax:plugin/outbox@0.1.0
+              wasi         io/streams: carries what the others have
+                           clocks/wall-clock: stands still at the attempt's start
+                           cli/environment, filesystem/types: nothing: it is empty
+                           sockets/tcp: denied
+                           random/random: equal in every attempt, and not guessable
               key          header:tenant + body:/order_id
               partition    body:/user_id
               fingerprint  body
               tables       writes t_points; reads none
               functions    tax_rate
-              target       points-credited → the default exchange, routing key points.credited
-              limits       4 lanes, prefetch 1024, batch 256, 5 attempts, remembered 7d
+              target       points-credited → the queue points.credited
+              reply        to the queue that a message names as its reply-to
+              random       seeded: equal in every attempt
+              limits       200ms of processor, 5s in all; 64 MiB of memory, 100,000 table elements; 32 MiB passed to the host
+                           SQL: 1,000 statements, 100,000 rows, 16 MiB
+                           sends 1,000 messages, 16 MiB; logs 64 KiB
+              runs         4 lanes, prefetch 1024, batch 256, 5 attempts, remembered 7d
 
             no problems
         "#]]

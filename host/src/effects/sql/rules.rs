@@ -21,8 +21,10 @@ mod functions;
 mod grants;
 mod lexer;
 mod merge;
+mod names;
 mod query;
 mod refusal;
+mod searches;
 mod types;
 mod walk;
 mod words;
@@ -32,6 +34,7 @@ mod write;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -44,6 +47,7 @@ use tokio::sync::{Semaphore, oneshot};
 pub use grants::{BadGrant, Grants, Table};
 pub use merge::{Merge, RowPart};
 pub use refusal::{Refusal, code};
+pub use searches::MAX_SHORT_BYTES;
 
 use lexer::Pieces;
 use refusal::Checked;
@@ -68,6 +72,7 @@ static SEATS: Semaphore = Semaphore::const_new(8);
 const PARSER_DEPTH: usize = 120;
 
 pub use crate::store::Dialect;
+use crate::store::NamedColumn;
 
 impl Dialect {
     /// How many parameters one statement can carry on this store.
@@ -115,6 +120,11 @@ pub struct Statement {
     pub writes: BTreeSet<Table>,
     /// How to run many of these as one statement, when that means the same.
     pub merge: Option<Merge>,
+    /// What has to be a column in the database, or else could be a call. Asked once, before it runs.
+    pub named_columns: Vec<NamedColumn>,
+    proven: AtomicBool,
+    /// Parameters that may have at most [`MAX_SHORT_BYTES`]: what a search looks for.
+    pub short: Vec<u16>,
     placeholders: Vec<Placeholder>,
 }
 
@@ -127,6 +137,16 @@ struct Placeholder {
 }
 
 impl Statement {
+    /// Whether nothing is left to ask the database before the statement runs.
+    pub fn is_proven(&self) -> bool {
+        self.named_columns.is_empty() || self.proven.load(Ordering::Relaxed)
+    }
+
+    /// The database knows all of `named_columns`.
+    pub fn proven(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+    }
+
     /// The text with each `$n` as a `?`, and the `n` of each `?` in order: what MySQL's protocol wants.
     pub fn positional(&self) -> (String, Vec<u16>) {
         let mut text = String::with_capacity(self.text.len());
@@ -318,6 +338,9 @@ fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
         reads: walked.reads,
         writes: walked.writes,
         merge: merge::shape(&pieces),
+        named_columns: walked.named_columns.into_iter().collect(),
+        proven: AtomicBool::new(false),
+        short: walked.short.into_iter().collect(),
         placeholders: pieces
             .iter()
             .filter_map(|piece| match piece.kind {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use crate::effects::sql::Deferred;
-use crate::effects::sql::rules::{Kind, Statement};
+use crate::effects::sql::rules::{self, Kind, MAX_SHORT_BYTES, Statement};
 use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
-use crate::store::{self, Constraint, ConstraintKind, Value as Stored};
+use crate::store::{self, Constraint, ConstraintKind, NamedColumn, Value as Stored};
 
 use super::super::bindings::hapax::plugin::sql::{
     Column, Error, ErrorKind, Host, OtherValue, Rows, Value,
@@ -81,7 +81,7 @@ impl Guest {
         self.quota.statement(&self.environment.limits, bytes)?;
         let judged = self.environment.rules.admit(statement).await;
         let statement = judged.map_err(|refusal| {
-            let text = refusal.to_string();
+            let text = format!("{}: {refusal}", refusal.code);
             refused(if refusal.help.is_empty() {
                 text
             } else {
@@ -98,8 +98,60 @@ impl Guest {
                 ),
             )));
         }
+        let bytes = |number: u16| {
+            let value = parameters.get(usize::from(number) - 1);
+            value.map_or(0, Stored::size_bytes)
+        };
+        let long = statement
+            .short
+            .iter()
+            .find(|number| bytes(**number) > MAX_SHORT_BYTES);
+        if let Some(number) = long {
+            return Err(Stop::Failed(Failure::never(
+                code::SQL_LIMIT,
+                format!(
+                    "${number} is what a search looks for, and has more than {MAX_SHORT_BYTES} bytes"
+                ),
+            )));
+        }
+        self.prove(&statement).await?;
         Ok((statement, parameters))
     }
+
+    /// Asks the database for what the text of a statement leaves open, once for all messages.
+    async fn prove(&mut self, statement: &Statement) -> Result<(), Stop> {
+        if statement.is_proven() {
+            return Ok(());
+        }
+        let missing = self
+            .in_transaction(async |transaction, _| {
+                transaction.missing_column(&statement.named_columns).await
+            })
+            .await?;
+        let Some(column) = missing.and_then(|place| statement.named_columns.get(place)) else {
+            statement.proven();
+            return Ok(());
+        };
+        // The column may come with a migration that is late.
+        Err(Stop::Failed(Failure::later(
+            code::SQL_REFUSED,
+            format!(
+                "{}: `{}` is no column of {}, and could be read as a call of a function of that name",
+                rules::code::NAME,
+                column.name,
+                tables(column)
+            ),
+        )))
+    }
+}
+
+/// `t_orders or shop.t_stock`
+fn tables(column: &NamedColumn) -> String {
+    let names = column.tables.iter().map(|(schema, name)| match schema {
+        Some(schema) => format!("{schema}.{name}"),
+        None => name.clone(),
+    });
+    names.collect::<Vec<_>>().join(" or ")
 }
 
 fn refused(text: String) -> Stop {

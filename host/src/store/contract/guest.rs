@@ -10,6 +10,8 @@ in_every_dialect! {
     a_wrong_number_of_values_is_refused_before_it_is_sent
     an_empty_result_has_its_columns
     a_result_over_its_limit_is_refused_whole
+    a_value_over_the_limit_is_refused_whatever_makes_it
+    rows_that_nobody_wants_are_counted
     each_kind_of_constraint_is_told_apart_and_leaves_the_transaction_usable
     writes_tell_how_many_rows_they_touched
     a_statement_that_runs_too_long_is_stopped
@@ -188,6 +190,55 @@ async fn a_result_over_its_limit_is_refused_whole(fixture: &Fixture) {
         10
     );
     session.commit().await.unwrap();
+}
+
+async fn a_value_over_the_limit_is_refused_whatever_makes_it(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    let table = "CREATE TABLE t (n BIGINT, note TEXT)";
+    session.execute(table, &[]).await.unwrap();
+    let long = [text(&"a".repeat(600))];
+    for (statement, rows) in [
+        ("SELECT 1 AS n, $1 || 'b' AS note", vec!["n", "note"]),
+        ("SELECT $1 AS note ORDER BY 1 LIMIT 1", vec!["note"]),
+        ("VALUES (1, $1)", vec!["column1", "column2"]),
+        (
+            "SELECT note, 'x' AS note FROM (SELECT $1 AS note) AS d",
+            vec!["note", "note"],
+        ),
+        ("WITH a AS (SELECT $1 AS x) SELECT x FROM a", vec!["x"]),
+        (
+            "INSERT INTO t (n, note) VALUES (1, $1) RETURNING note, n",
+            vec!["note", "n"],
+        ),
+        (
+            "WITH a AS (SELECT $1 AS x) INSERT INTO t (n, note) SELECT 2, x FROM a RETURNING note",
+            vec!["note"],
+        ),
+    ] {
+        session.begin().await.unwrap();
+        let found = session.query(statement, &long, 10, 1_000).await.unwrap();
+        let names: Vec<&str> = found.columns.iter().map(|column| &*column.name).collect();
+        assert_eq!((names, found.rows.len()), (rows, 1), "{statement}");
+        session.rollback().await.unwrap();
+
+        session.begin().await.unwrap();
+        let error = session.query(statement, &long, 10, 500).await.unwrap_err();
+        assert!(
+            matches!(error, StoreError::Limit(_)),
+            "{statement}: {error:?}"
+        );
+        session.rollback().await.unwrap();
+    }
+}
+
+async fn rows_that_nobody_wants_are_counted(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    let table = "CREATE TABLE t (n BIGINT, note TEXT)";
+    session.execute(table, &[]).await.unwrap();
+    let insert = "INSERT INTO t (n, note) VALUES (1, $1), (2, 'b') RETURNING note";
+    let touched = session.execute(insert, &[text("a")]).await.unwrap();
+    assert_eq!(touched, 2);
+    assert_eq!(rows(&mut *session, "SELECT n FROM t", &[]).await.len(), 2);
 }
 
 async fn each_kind_of_constraint_is_told_apart_and_leaves_the_transaction_usable(

@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions, Executor};
 
 use super::{Fixture, eventually, message, on_a_server};
 use crate::store::postgres::PostgresStore;
-use crate::store::{HostId, OutboxRow, RowsInsert, Session, Store, StoreError, Value};
+use crate::store::{HostId, NamedColumn, OutboxRow, RowsInsert, Session, Store, StoreError, Value};
 
 on_a_server! {
     a_dead_transaction_refuses_the_commit_that_is_sent
@@ -18,6 +18,8 @@ on_a_server! {
     text_takes_the_type_of_its_place
     a_type_without_a_value_of_its_own_is_told_how_to_be_written
     a_table_that_changes_under_a_statement_is_met_again
+    a_name_that_is_no_column_is_told_before_it_is_a_call
+    what_writes_in_a_with_may_return_text
     a_session_that_was_ended_by_the_server_is_unavailable
     a_commit_without_an_answer_is_in_doubt
     a_deferred_constraint_is_checked_with_its_statement
@@ -379,6 +381,71 @@ async fn backend(session: &mut dyn Session) -> Value {
         .await
         .remove(0)
         .remove(0)
+}
+
+/// The case that the rules of SQL rely on, and what happens where nobody asks.
+async fn a_name_that_is_no_column_is_told_before_it_is_a_call(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    for statement in [
+        "CREATE TABLE t (id BIGINT, gone BIGINT, \"Odd\" BIGINT)",
+        "ALTER TABLE t DROP COLUMN gone",
+        "CREATE VIEW v AS SELECT id AS seen FROM t",
+        "CREATE FUNCTION archive(t) RETURNS BIGINT LANGUAGE sql AS 'SELECT 7::bigint'",
+        "INSERT INTO t VALUES (1)",
+    ] {
+        session.execute(statement, &[]).await.unwrap();
+    }
+    let call = rows(&mut *session, "SELECT t.archive FROM t", &[]).await;
+    assert_eq!(call, [[Value::S64(7)]], "PostgreSQL calls the function");
+    let column = |name: &str, tables: &[&str]| NamedColumn {
+        name: name.to_owned(),
+        tables: tables
+            .iter()
+            .map(|table| match table.split_once('.') {
+                Some((schema, table)) => (Some(schema.to_owned()), table.to_owned()),
+                None => (None, (*table).to_owned()),
+            })
+            .collect(),
+    };
+    for (column, known) in [
+        (column("id", &["t"]), true),
+        (column("Odd", &["t"]), true),
+        (column("seen", &["v"]), true),
+        (column("seen", &["t", "v"]), true),
+        (column("archive", &["t"]), false),
+        (column("archive", &["t", "v"]), false),
+        (column("gone", &["t"]), false),
+        (column("odd", &["t"]), false),
+        (column("id", &["nowhere"]), false),
+        (column("id", &["nowhere.t"]), false),
+        (column("xmin", &["v"]), false),
+    ] {
+        let columns = [column];
+        let missing = session.missing_column(&columns).await.unwrap();
+        assert_eq!(missing.is_none(), known, "{columns:?}");
+    }
+    let columns = [column("id", &["t"]), column("archive", &["t"])];
+    assert_eq!(session.missing_column(&columns).await.unwrap(), Some(1));
+}
+
+/// It has to stay in the outermost WITH of what runs.
+async fn what_writes_in_a_with_may_return_text(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    for statement in [
+        "CREATE TABLE t (note TEXT)",
+        "INSERT INTO t VALUES ('a'), ('b')",
+    ] {
+        session.execute(statement, &[]).await.unwrap();
+    }
+    let moved = "WITH gone AS (DELETE FROM t WHERE note <> $1 RETURNING note || ' (' AS note) SELECT note FROM gone";
+    assert_eq!(
+        rows(&mut *session, moved, &[text("b")]).await,
+        [[text("a (")]]
+    );
+    assert_eq!(
+        rows(&mut *session, "SELECT note FROM t", &[]).await.len(),
+        1
+    );
 }
 
 async fn a_session_that_was_ended_by_the_server_is_unavailable(fixture: &Fixture) {

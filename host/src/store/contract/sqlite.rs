@@ -149,6 +149,44 @@ async fn an_interrupted_write_is_noticed() {
     fixture.remove().await;
 }
 
+/// One call of a function cannot be interrupted, so it gets no values that it could be at work on for long.
+#[tokio::test]
+async fn values_are_bounded_and_those_of_a_search_more() {
+    let fixture = Fixture::sqlite().await;
+    let path = fixture.directory.as_ref().unwrap().join("bounded.db");
+    let store = SqliteStore::open_for(&path, OPTIONS, 1 << 20).unwrap();
+    store.migrate().await.unwrap();
+    let mut session = store.session("bounded").await.unwrap();
+    let text = |bytes: usize| [Value::Text("a".repeat(bytes))];
+    let (join, search, plain) = (
+        "SELECT length($1 || $1)",
+        "SELECT 1 WHERE $1 LIKE 'b%'",
+        "SELECT length($1)",
+    );
+    for (statement, bytes, allowed) in [
+        (join, 500_000, true),
+        (join, 600_000, false),
+        (search, 200_000, true),
+        (search, 300_000, false),
+        // A search leaves no bound behind, whether it was let run or not.
+        (plain, 900_000, true),
+        ("SELECT replace($1, 'a', 'bb')", 200_000, false),
+        (plain, 900_000, true),
+    ] {
+        session.begin().await.unwrap();
+        let answer = session.query(statement, &text(bytes), 10, 1 << 30).await;
+        match answer {
+            Ok(_) => assert!(allowed, "{statement} with {bytes} bytes"),
+            Err(StoreError::Limit(_)) => assert!(!allowed, "{statement} with {bytes} bytes"),
+            Err(error) => panic!("{statement}: {error:?}"),
+        }
+        session.rollback().await.unwrap();
+    }
+    drop(session);
+    drop(store);
+    fixture.remove().await;
+}
+
 #[tokio::test]
 async fn a_full_disk_is_noticed() {
     let fixture = Fixture::sqlite().await;

@@ -97,6 +97,17 @@ impl Refusal {
         }
     }
 
+    /// The same for a statement that a guest wrote: what cannot be read of its answer is no broken invariant of ours.
+    pub fn guests(self) -> StoreError {
+        match self.error {
+            StoreError::Broken(message) => StoreError::Statement {
+                code: "22000".to_owned(),
+                message,
+            },
+            error => error,
+        }
+    }
+
     /// The same for a statement that the host wrote: refusing it is no message's fault.
     pub fn own(self) -> StoreError {
         match self.error {
@@ -140,5 +151,20 @@ fn constraint_kind(code: &str) -> ConstraintKind {
         "23514" => ConstraintKind::Check,
         "23P01" => ConstraintKind::Exclusion,
         _ => ConstraintKind::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A column of a guest's that cannot be read must not stop the consumer, again after each start.
+    #[test]
+    fn what_cannot_be_read_is_the_guests_failure_and_our_defect_in_our_own_tables() {
+        let unreadable = || Refusal::of(sqlx::Error::Decode("not of its type".into()));
+        let guests = unreadable().guests();
+        assert!(matches!(guests, StoreError::Statement { .. }), "{guests:?}");
+        let own = unreadable().own();
+        assert!(matches!(own, StoreError::Broken(_)), "{own:?}");
     }
 }

@@ -1,5 +1,7 @@
 //! The statements of a guest: prepared once per text, parameters in the types that the server inferred.
 
+use std::sync::Arc;
+
 use futures_util::TryStreamExt;
 use sqlx::postgres::{PgArguments, PgRow, PgStatement};
 use sqlx::{
@@ -7,12 +9,52 @@ use sqlx::{
     ValueRef,
 };
 
+use super::bounded::{TOO_LONG, bounded, counted};
 use super::decode::{decode, readable};
 use super::encode::{encode, refuse};
-use super::session::PostgresSession;
-use crate::store::{Column, Rows, StoreError, Value};
+use super::errors::Refusal;
+use super::session::{PostgresSession, column};
+use crate::store::{Column, NamedColumn, Rows, StoreError, Value};
+
+/// Names are looked up as a statement of the guest would. System columns have no numbers above zero, and views have
+/// none of them.
+const MISSING_COLUMN: &str = "\
+    SELECT named.place FROM unnest($1::int[], $2::text[], $3::text[], $4::text[]) \
+        AS named (place, schema_name, table_name, column_name) \
+    GROUP BY named.place \
+    HAVING NOT bool_or(EXISTS ( \
+        SELECT FROM pg_catalog.pg_attribute AS a \
+        WHERE a.attrelid = to_regclass(concat(quote_ident(named.schema_name) || '.', quote_ident(named.table_name))) \
+            AND a.attname = named.column_name AND a.attnum > 0 AND NOT a.attisdropped)) \
+    ORDER BY named.place LIMIT 1";
 
 impl PostgresSession {
+    pub(super) async fn guest_missing_column(
+        &mut self,
+        columns: &[NamedColumn],
+    ) -> Result<Option<usize>, StoreError> {
+        let (mut places, mut schemas, mut tables, mut names) = (vec![], vec![], vec![], vec![]);
+        for (place, column) in columns.iter().enumerate() {
+            for (schema, table) in &column.tables {
+                places.push(i32::try_from(place).unwrap_or(i32::MAX));
+                schemas.push(schema.as_deref());
+                tables.push(table.as_str());
+                names.push(column.name.as_str());
+            }
+        }
+        let query = sqlx::query(MISSING_COLUMN)
+            .bind(places)
+            .bind(schemas)
+            .bind(tables)
+            .bind(names);
+        let mut connection = self.lend()?;
+        let result = query.fetch_optional(&mut connection).await;
+        // A schema that the role may not use is the guest's to hear about, as with its statement.
+        let row = self.back(connection, result).map_err(Refusal::guests)?;
+        let place = row.map(|row| column::<i32>(&row, 0)).transpose()?;
+        Ok(place.and_then(|place| usize::try_from(place).ok()))
+    }
+
     pub(super) async fn guest_query(
         &mut self,
         statement: &str,
@@ -20,14 +62,38 @@ impl PostgresSession {
         max_rows: u64,
         max_bytes: u64,
     ) -> Result<Rows, StoreError> {
-        let prepared = self.prepare(statement).await?;
-        let arguments = arguments(&prepared, parameters)?;
+        let mut prepared = self.prepare(statement).await?;
+        let mut columns = match columns(&prepared) {
+            Ok(columns) => columns,
+            // What is wrong with a value is told first: it may explain the column.
+            Err(unreadable) => {
+                return Err(arguments(&prepared, parameters).err().unwrap_or(unreadable));
+            }
+        };
+        let bounded = match self.bounded.get(statement) {
+            Some(known) => known.clone(),
+            None => {
+                let text = bounded(statement, &prepared, parameters.len()).map(Arc::from);
+                self.bounded.put(statement.to_owned(), text.clone());
+                text
+            }
+        };
+        let arguments = match bounded {
+            None => arguments(&prepared, parameters)?,
+            Some(text) => {
+                prepared = self.prepare(&text).await?;
+                // Of the statement that runs: between the two a column may have got another name.
+                columns = self::columns(&prepared)?;
+                let limit = Value::S64(i64::try_from(max_bytes).unwrap_or(i64::MAX));
+                arguments(&prepared, &[parameters, &[limit]].concat())?
+            }
+        };
         let mut result = Rows {
-            columns: columns(&prepared)?,
+            columns,
             rows: Vec::new(),
         };
         let mut bytes = 0;
-        let mut limit = None;
+        let mut refused = None;
         let mut connection = self.lend()?;
         let read = async {
             let query = sqlx::query_with(prepared.sql().clone(), arguments);
@@ -35,18 +101,26 @@ impl PostgresSession {
             while let Some(row) = stream.try_next().await? {
                 // What is over the limit is read and dropped: the connection is of use again only
                 // when the server has said everything, and the statement timeout bounds that.
-                if limit.is_some() {
+                if refused.is_some() {
                     continue;
                 }
-                let values = values(&row)?;
+                let values = match values(&row) {
+                    Ok(values) => values,
+                    Err(error) => {
+                        refused = Some(error);
+                        continue;
+                    }
+                };
                 bytes += values
                     .iter()
                     .map(|value| value.size_bytes() as u64)
                     .sum::<u64>();
                 if result.rows.len() as u64 == max_rows {
-                    limit = Some(format!("the result has more than {max_rows} rows"));
+                    let text = format!("the result has more than {max_rows} rows");
+                    refused = Some(StoreError::Limit(text));
                 } else if bytes > max_bytes {
-                    limit = Some(format!("the result has more than {max_bytes} bytes"));
+                    let text = format!("the result has more than {max_bytes} bytes");
+                    refused = Some(StoreError::Limit(text));
                 } else {
                     result.rows.push(values);
                 }
@@ -54,14 +128,32 @@ impl PostgresSession {
             Ok(())
         };
         let read = read.await;
-        self.back(connection, read)
-            .map_err(|refusal| refusal.error)?;
-        match limit {
-            Some(limit) => {
+        if let Err(error) = self.back(connection, read) {
+            return Err(self.answer_of_bounded(error.guests(), max_bytes));
+        }
+        match refused {
+            Some(error) => {
                 self.fail();
-                Err(StoreError::Limit(limit))
+                Err(error)
             }
             None => Ok(result),
+        }
+    }
+
+    /// What an error means that may come from the statement around the guest's own.
+    fn answer_of_bounded(&mut self, error: StoreError, max_bytes: u64) -> StoreError {
+        match error {
+            StoreError::Statement { message, .. } if message.contains(TOO_LONG) => {
+                StoreError::Limit(format!(
+                    "a row of the result has more than {max_bytes} bytes"
+                ))
+            }
+            StoreError::Statement { code, message } => {
+                // The table may have lost a column that the statement around it counts on: write that anew.
+                self.stale_plans |= code.starts_with("42");
+                StoreError::Statement { code, message }
+            }
+            error => error,
         }
     }
 
@@ -70,7 +162,11 @@ impl PostgresSession {
         statement: &str,
         parameters: &[Value],
     ) -> Result<u64, StoreError> {
-        let prepared = self.prepare(statement).await?;
+        let mut prepared = self.prepare(statement).await?;
+        // Nobody looks at its rows: those that could be long are not sent.
+        if let Some(text) = counted(statement, &prepared) {
+            prepared = self.prepare(&text).await?;
+        }
         let arguments = arguments(&prepared, parameters)?;
         let mut connection = self.lend()?;
         let result = sqlx::query_with(prepared.sql().clone(), arguments)
@@ -78,7 +174,7 @@ impl PostgresSession {
             .await;
         self.back(connection, result)
             .map(|done| done.rows_affected())
-            .map_err(|refusal| refusal.error)
+            .map_err(Refusal::guests)
     }
 
     /// One round trip for a text that the connection has not seen lately, else none.
@@ -87,8 +183,7 @@ impl PostgresSession {
         let result = connection
             .prepare(AssertSqlSafe(statement).into_sql_str())
             .await;
-        self.back(connection, result)
-            .map_err(|refusal| refusal.error)
+        self.back(connection, result).map_err(Refusal::guests)
     }
 }
 
@@ -138,19 +233,27 @@ fn columns(prepared: &PgStatement) -> Result<Vec<Column>, StoreError> {
     Ok(columns)
 }
 
-fn values(row: &PgRow) -> Result<Vec<Value>, sqlx::Error> {
+/// The values of a row. What cannot be read is the message's to fail for: the tables are its
+/// owner's, and so is what a server of another encoding keeps in them.
+fn values(row: &PgRow) -> Result<Vec<Value>, StoreError> {
+    let unreadable = |why: String| refuse("22021", why);
     row.columns()
         .iter()
         .map(|column| {
-            let value = row.try_get_raw(column.ordinal())?;
+            let value = row
+                .try_get_raw(column.ordinal())
+                .map_err(|error| unreadable(error.to_string()))?;
             if value.is_null() {
                 return Ok(Value::Null);
             }
-            let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
+            let bytes = value
+                .as_bytes()
+                .map_err(|error| unreadable(error.to_string()))?;
             decode(column.type_info(), bytes).ok_or_else(|| {
-                sqlx::Error::Decode(
-                    format!("the column {} holds what its type does not", column.name()).into(),
-                )
+                unreadable(format!(
+                    "the column {} holds what its type does not",
+                    column.name()
+                ))
             })
         })
         .collect()

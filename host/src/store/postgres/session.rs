@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lru::LruCache;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
@@ -18,9 +19,9 @@ use super::Remains;
 use super::errors::Refusal;
 use super::ledger::Claims;
 use crate::store::{
-    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Rows, RowsInsert, Session, Settlement, Start, Status, StoreError,
-    Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, NamedColumn,
+    OutboxDepth, OutboxRecord, OutboxRow, Rows, RowsInsert, Session, Settlement, Start, Status,
+    StoreError, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
@@ -28,6 +29,9 @@ pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 /// A constraint that a schema defers is checked with its statement all the same: at COMMIT nobody could tell
 /// which message of the batch it refuses.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET CONSTRAINTS ALL IMMEDIATE";
+
+/// Statements that a connection keeps prepared.
+pub(super) const CACHED_STATEMENTS: usize = 512;
 
 pub(super) struct PostgresSession {
     /// Absent once it is lost.
@@ -40,8 +44,10 @@ pub(super) struct PostgresSession {
     pub(super) savepoints: Vec<&'static str>,
     pub(super) claims: Claims,
     /// A table under a prepared statement has changed: prepare all of them again.
-    stale_plans: bool,
+    pub(super) stale_plans: bool,
     schema: Arc<str>,
+    /// By a guest's statement, the one that runs in its place.
+    pub(super) bounded: LruCache<String, Option<Arc<str>>>,
     /// Statements with the schema written into them.
     texts: HashMap<&'static str, Arc<str>>,
     pub(super) lock_class: i32,
@@ -73,6 +79,9 @@ impl PostgresSession {
             claims: Claims::default(),
             stale_plans: false,
             schema,
+            bounded: LruCache::new(
+                std::num::NonZeroUsize::new(CACHED_STATEMENTS).expect("it is not zero"),
+            ),
             texts: HashMap::new(),
             lock_class,
         }
@@ -210,6 +219,7 @@ impl PostgresSession {
         };
         let mut result = connection.execute(AssertSqlSafe(command)).await.map(|_| ());
         if result.is_ok() && std::mem::take(&mut self.stale_plans) {
+            self.bounded.clear();
             result = connection.clear_cached_statements().await;
         }
         match result {
@@ -607,6 +617,13 @@ impl Session for PostgresSession {
         expect: Expect,
     ) -> Result<bool, StoreError> {
         self.write_state(consumer, key, value, expect).await
+    }
+
+    async fn missing_column(
+        &mut self,
+        columns: &[NamedColumn],
+    ) -> Result<Option<usize>, StoreError> {
+        self.guest_missing_column(columns).await
     }
 
     async fn query(

@@ -18,6 +18,7 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr, Sqlite};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::bounds;
 use super::errors::Refusal;
 use super::guest::Described;
 use super::lock::ProcessLock;
@@ -45,6 +46,10 @@ pub(super) struct Slot {
     ended: Arc<AtomicBool>,
     deadline: Arc<Deadline>,
     statement_timeout: Duration,
+    /// The longest value.
+    value_bytes: i32,
+    /// Values are shorter for now.
+    short: bool,
     pub(super) described: LruCache<String, Arc<Described>>,
 }
 
@@ -85,7 +90,12 @@ const STEPS: i32 = 10_000;
 const CACHED_STATEMENTS: usize = 512;
 
 impl Shared {
-    pub fn new(path: PathBuf, options: SessionOptions, lock: ProcessLock) -> Self {
+    pub fn new(
+        path: PathBuf,
+        options: SessionOptions,
+        value_bytes: i32,
+        lock: ProcessLock,
+    ) -> Self {
         let slot = Slot {
             connection: None,
             open: false,
@@ -95,6 +105,8 @@ impl Shared {
                 at: AtomicU64::new(NEVER),
             }),
             statement_timeout: options.statement_timeout,
+            value_bytes,
+            short: false,
             described: LruCache::new(
                 std::num::NonZeroUsize::new(CACHED_STATEMENTS).expect("it is not zero"),
             ),
@@ -121,6 +133,7 @@ impl Shared {
                 .await
                 .map_err(|error| Refusal::of(error).own())?;
             slot.connection = Some(connection);
+            slot.short = false;
         }
         Ok(slot)
     }
@@ -141,6 +154,7 @@ impl Shared {
             .connect()
             .await?;
         let mut handle = connection.lock_handle().await?;
+        bounds::set(&mut handle, slot.value_bytes);
         let (rolled_back, committed) = (Arc::clone(&slot.ended), Arc::clone(&slot.ended));
         handle.set_rollback_hook(move || rolled_back.store(true, Ordering::SeqCst));
         handle.set_commit_hook(move || {
@@ -227,6 +241,20 @@ impl Slot {
         }
     }
 
+    /// Bounds the values of a statement that searches, until this is called again for one that does not.
+    pub async fn shorten(&mut self, short: bool) -> Result<(), StoreError> {
+        if self.short == short {
+            return Ok(());
+        }
+        // Noted before it is done: if this future is dropped, the rollback undoes it.
+        self.short = true;
+        let value_bytes = self.value_bytes;
+        let result = bounds::shorten(self.usable()?, short, value_bytes).await;
+        result.map_err(|error| self.refusal(error).own())?;
+        self.short = short;
+        Ok(())
+    }
+
     fn unlimited(&self) {
         self.deadline.at.store(NEVER, Ordering::Relaxed);
     }
@@ -279,7 +307,8 @@ impl Slot {
         let result = connection.execute("ROLLBACK").await;
         self.unlimited();
         // Without a transaction SQLite says so; then there is nothing to undo.
-        if result.is_err() && !self.ended.load(Ordering::SeqCst) {
+        let undone = result.is_ok() || self.ended.load(Ordering::SeqCst);
+        if !undone || self.shorten(false).await.is_err() {
             self.connection = None;
             self.described.clear();
         }

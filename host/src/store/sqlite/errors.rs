@@ -27,6 +27,7 @@ mod code {
     pub const CANNOT_OPEN: i32 = 14;
     pub const PROTOCOL: i32 = 15;
     pub const SCHEMA: i32 = 17;
+    pub const TOO_BIG: i32 = 18;
     pub const CONSTRAINT: i32 = 19;
     pub const NOT_A_DATABASE: i32 = 26;
 }
@@ -85,14 +86,14 @@ impl Refusal {
             code::BUSY | code::LOCKED => StoreError::LockTimeout(text),
             code::SCHEMA => StoreError::Conflict(text),
             code::INTERRUPT => StoreError::Limit("the statement ran into its timeout".to_owned()),
+            code::TOO_BIG | code::NO_MEMORY => StoreError::Limit(format!(
+                "a value, or all of them together, is too large: {text}"
+            )),
             code::ABORT => StoreError::TransactionLost(text),
             code::CORRUPT | code::NOT_A_DATABASE => StoreError::Unusable(text),
-            code::FULL
-            | code::IO
-            | code::CANNOT_OPEN
-            | code::NO_MEMORY
-            | code::READ_ONLY
-            | code::PROTOCOL => StoreError::Unavailable(text),
+            code::FULL | code::IO | code::CANNOT_OPEN | code::READ_ONLY | code::PROTOCOL => {
+                StoreError::Unavailable(text)
+            }
             _ => StoreError::Statement {
                 code: extended.to_string(),
                 message: message.to_owned(),

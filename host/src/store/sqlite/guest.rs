@@ -14,6 +14,7 @@ use sqlx::{
     Statement, TypeInfo, ValueRef,
 };
 
+use super::bounds;
 use super::connection::{Slot, column};
 use crate::store::stored::rfc3339;
 use crate::store::{Column, Rows, StoreError, Value};
@@ -22,6 +23,7 @@ use crate::store::{Column, Rows, StoreError, Value};
 pub(super) struct Described {
     parameters: usize,
     columns: Vec<Column>,
+    searches: bool,
 }
 
 impl Slot {
@@ -39,6 +41,7 @@ impl Slot {
             rows: Vec::new(),
         };
         let mut bytes = 0;
+        self.shorten(described.searches).await?;
         let limit = self.limited();
         let connection = self.usable()?;
         let read = async {
@@ -65,11 +68,12 @@ impl Slot {
         };
         let read = read.await;
         limit.lift();
-        match read {
+        let read = match read {
             Ok(None) => Ok(result),
             Ok(Some(limit)) => Err(StoreError::Limit(limit)),
             Err(error) => Err(self.refusal(error).error),
-        }
+        };
+        self.lengthen(read).await
     }
 
     pub async fn execute(
@@ -79,15 +83,28 @@ impl Slot {
     ) -> Result<u64, StoreError> {
         let described = self.describe(statement).await?;
         let arguments = arguments(&described, parameters)?;
+        self.shorten(described.searches).await?;
         let limit = self.limited();
         let connection = self.usable()?;
         let result = sqlx::query_with(AssertSqlSafe(statement), arguments)
             .execute(connection)
             .await;
         limit.lift();
-        result
+        let result = result
             .map(|done| done.rows_affected())
-            .map_err(|error| self.refusal(error).error)
+            .map_err(|error| self.refusal(error).error);
+        self.lengthen(result).await
+    }
+
+    /// What comes next may have values of any length again. An error of the statement itself comes first, and
+    /// leaves the rest to the rollback where the transaction is over.
+    async fn lengthen<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        let lengthened = match self.usable() {
+            Ok(_) => self.shorten(false).await,
+            Err(_) => Ok(()),
+        };
+        let value = result?;
+        lengthened.map(|()| value)
     }
 
     async fn describe(&mut self, statement: &str) -> Result<Arc<Described>, StoreError> {
@@ -104,7 +121,8 @@ impl Slot {
             Some(Either::Right(count)) => count,
             _ => 0,
         };
-        if highest_parameter(statement)? != parameters {
+        let (highest, searches) = words(statement)?;
+        if highest != parameters {
             return Err(refuse(
                 "25",
                 "the parameters are not $1, $2, … without a hole",
@@ -124,6 +142,7 @@ impl Slot {
         let described = Arc::new(Described {
             parameters,
             columns,
+            searches,
         });
         self.described
             .put(statement.to_owned(), Arc::clone(&described));
@@ -151,12 +170,17 @@ fn refuse(code: &str, message: &str) -> StoreError {
     }
 }
 
-/// The highest N of `$N`. SQLite would bind nothing to a parameter without a value and call it NULL.
-fn highest_parameter(statement: &str) -> Result<usize, StoreError> {
+/// The highest N of `$N`, and whether the statement searches. SQLite would bind nothing to a parameter without a value
+/// and call it NULL.
+fn words(statement: &str) -> Result<(usize, bool), StoreError> {
     let tokens = Tokenizer::new(&SQLiteDialect {}, statement).tokenize();
     let tokens = tokens.map_err(|error| refuse("1", &error.to_string()))?;
     let mut highest = 0;
+    let mut searches = false;
     for token in tokens {
+        if let Token::Word(word) = &token {
+            searches |= bounds::searches(&word.value);
+        }
         if let Token::Placeholder(name) = token {
             let number = name
                 .strip_prefix('$')
@@ -166,7 +190,7 @@ fn highest_parameter(statement: &str) -> Result<usize, StoreError> {
                 .max(number.ok_or_else(|| refuse("25", "parameters are written $1, $2, …"))?);
         }
     }
-    Ok(highest)
+    Ok((highest, searches))
 }
 
 fn arguments(described: &Described, parameters: &[Value]) -> Result<SqliteArguments, StoreError> {

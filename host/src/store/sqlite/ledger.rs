@@ -242,9 +242,8 @@ impl Slot {
             .entries(rule.consumer, &[claim.key])
             .await?
             .swap_remove(0);
-        let entry = entry.ok_or_else(|| {
-            StoreError::Broken("a row that was just written is gone".to_owned())
-        })?;
+        let entry = entry
+            .ok_or_else(|| StoreError::Broken("a row that was just written is gone".to_owned()))?;
         Ok(match (recorded, entry.fate) {
             (true, _) => Start::Recorded(entry.attempts),
             (false, Fate::Started) => Start::Earlier,

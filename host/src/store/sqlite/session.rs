@@ -12,8 +12,8 @@ use super::connection::{Shared, Slot};
 use super::marks::OwnMarks;
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, StoreError, Upkeep, Value,
-    WaitingFilter, WaitingRecord, WaitingRow,
+    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, StoreError, Upkeep,
+    Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 pub(super) struct SqliteSession {

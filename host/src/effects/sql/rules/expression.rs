@@ -17,6 +17,7 @@ impl Walk<'_> {
             let mut expression = expression;
             while let Expr::BinaryOp { left, op, right } = expression {
                 walk.binary_operator(op)?;
+                walk.short_operands(op, left, right)?;
                 walk.expression(right)?;
                 expression = left;
             }
@@ -54,6 +55,7 @@ impl Walk<'_> {
             }
             Expr::BinaryOp { left, op, right } => {
                 self.binary_operator(op)?;
+                self.short_operands(op, left, right)?;
                 self.expressions([&**left, &**right])
             }
             Expr::UnaryOp { op, expr } => {
@@ -228,6 +230,7 @@ impl Walk<'_> {
             } => {
                 self.absent(!any, "LIKE ANY")?;
                 self.expressions([&**expr, &**pattern])?;
+                self.must_be_short("the pattern of LIKE", pattern)?;
                 self.optional(escape_char.as_deref())
             }
             Expr::SimilarTo {
@@ -237,6 +240,7 @@ impl Walk<'_> {
                 escape_char,
             } => {
                 self.expressions([&**expr, &**pattern])?;
+                self.must_be_short("the pattern of SIMILAR TO", pattern)?;
                 self.optional(escape_char.as_deref())
             }
             Expr::RLike {
@@ -246,6 +250,7 @@ impl Walk<'_> {
                 regexp: _,
             } => {
                 self.absent(self.dialect == Dialect::Mysql, "REGEXP")?;
+                self.must_be_short("the pattern of REGEXP", pattern)?;
                 self.expressions([&**expr, &**pattern])
             }
             Expr::AnyOp {
@@ -260,6 +265,7 @@ impl Walk<'_> {
                 right,
             } => {
                 self.binary_operator(compare_op)?;
+                self.short_operands(compare_op, left, right)?;
                 self.expressions([&**left, &**right])
             }
             Expr::Exists {
@@ -295,7 +301,10 @@ impl Walk<'_> {
                 }
                 self.expression(expr)
             }
-            Expr::Position { expr, r#in } => self.expressions([&**expr, &**r#in]),
+            Expr::Position { expr, r#in } => {
+                self.must_be_short("what POSITION looks for", expr)?;
+                self.expressions([&**expr, &**r#in])
+            }
             Expr::Substring {
                 expr,
                 substring_from,
@@ -313,9 +322,15 @@ impl Walk<'_> {
                 expr,
                 trim_characters,
             } => {
-                self.optional(trim_what.as_deref())?;
-                self.expression(expr)?;
-                self.expressions(trim_characters.iter().flatten())
+                for characters in trim_what
+                    .as_deref()
+                    .into_iter()
+                    .chain(trim_characters.iter().flatten())
+                {
+                    self.must_be_short("what TRIM takes away", characters)?;
+                    self.expression(characters)?;
+                }
+                self.expression(expr)
             }
             Expr::Overlay {
                 expr,

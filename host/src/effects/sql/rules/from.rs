@@ -5,6 +5,8 @@ use sqlparser::ast::{
 };
 
 use super::Dialect;
+use super::grants::Table;
+use super::names::Columns;
 use super::refusal::Checked;
 use super::walk::Walk;
 
@@ -79,16 +81,17 @@ impl Walk<'_> {
                 self.absent(json_path.is_none(), "a path into a table")?;
                 self.absent(sample.is_none(), "TABLESAMPLE")?;
                 self.absent(index_hints.is_empty(), "an index hint")?;
-                match args {
+                let (own, columns) = match args {
                     Some(TableFunctionArgs { args, settings }) => {
                         self.absent(settings.is_none(), "SETTINGS")?;
-                        self.table_function(name, args)?;
+                        (self.table_function(name, args)?, Columns::default())
                     }
                     None => {
                         self.absent(!with_ordinality, "WITH ORDINALITY of a table")?;
-                        self.read_table(name)?;
+                        self.read_table(name)?
                     }
-                }
+                };
+                self.add_source(&own, columns, alias.as_ref());
                 self.optional_alias(alias.as_ref())
             }
             TableFactor::Derived {
@@ -103,7 +106,9 @@ impl Walk<'_> {
                 )?;
                 self.absent(sample.is_none(), "TABLESAMPLE")?;
                 let outline = self.query(subquery)?;
-                self.only_select(outline)?;
+                self.only_select(&outline)?;
+                self.count_sources(0)?;
+                self.add_unnamed(outline.columns, alias.as_ref());
                 self.optional_alias(alias.as_ref())
             }
             TableFactor::Function {
@@ -113,14 +118,20 @@ impl Walk<'_> {
                 with_ordinality: _,
                 alias,
             } => {
-                self.table_function(name, args)?;
+                let own = self.table_function(name, args)?;
+                self.add_source(&own, Columns::default(), alias.as_ref());
                 self.optional_alias(alias.as_ref())
             }
             TableFactor::NestedJoin {
                 table_with_joins,
                 alias,
             } => {
+                let before = self.source_count();
                 self.deeper(|walk| walk.table_with_joins(table_with_joins))?;
+                if alias.is_some() {
+                    let columns = self.join_sources(before);
+                    self.add_unnamed(columns, alias.as_ref());
+                }
                 self.optional_alias(alias.as_ref())
             }
             TableFactor::UNNEST {
@@ -131,7 +142,8 @@ impl Walk<'_> {
                 with_ordinality: _,
             } => {
                 self.absent(!with_offset && with_offset_alias.is_none(), "WITH OFFSET")?;
-                self.granted_unnest(array_exprs)?;
+                let own = self.granted_unnest(array_exprs)?;
+                self.add_source(&own, Columns::default(), alias.as_ref());
                 self.optional_alias(alias.as_ref())
             }
             TableFactor::TableFunction { .. }
@@ -151,7 +163,7 @@ impl Walk<'_> {
     }
 
     /// The target of an UPDATE or DELETE: a plain table with at most an alias.
-    pub fn target(&mut self, factor: &TableFactor) -> Checked {
+    pub fn target(&mut self, factor: &TableFactor) -> Checked<Table> {
         match factor {
             TableFactor::Table {
                 name,
@@ -174,8 +186,11 @@ impl Walk<'_> {
                     && sample.is_none()
                     && index_hints.is_empty();
                 self.absent(plain, "a target with options")?;
-                self.write_table(name)?;
-                self.optional_alias(alias.as_ref())
+                let table = self.write_table(name)?;
+                let columns = Columns::of_table(table.clone());
+                self.add_source(&table, columns, alias.as_ref());
+                self.optional_alias(alias.as_ref())?;
+                Ok(table)
             }
             _ => self.clause("a target that is not a table"),
         }

@@ -1,7 +1,8 @@
 //! Functions: those that are pure built-ins of the dialect, and those that are granted.
 //!
-//! Pure means: no effect, no session state, no clock, no randomness, and no way to make a huge value out of a small
-//! one in a single call (so no `repeat`, `lpad` or `printf`). Whatever is not in the lists may be granted by name.
+//! Pure means: no effect, no session state, no clock and no randomness. Functions that make a value of any length out
+//! of a number (`repeat`, `lpad`, `printf`) are in no list either. Values can still be made large, by joining or
+//! replacing; the store bounds what leaves the database. Whatever is not in the lists may be granted by name.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -161,16 +162,18 @@ impl Walk<'_> {
     }
 
     /// A function in FROM. All of them have to be granted.
-    pub fn table_function(&mut self, name: &ObjectName, args: &[FunctionArg]) -> Checked {
+    pub fn table_function(&mut self, name: &ObjectName, args: &[FunctionArg]) -> Checked<Table> {
         let callee = self.callee(name)?;
         if !self.grants.may_call(&callee) {
             return Err(self.bad_function(&callee));
         }
-        self.outside_from(|walk| walk.each_argument(args))
+        self.count_sources(0)?;
+        self.outside_from(|walk| walk.each_argument(args))?;
+        Ok(callee)
     }
 
     /// `unnest` in FROM, for which the parser keeps no name.
-    pub fn granted_unnest(&mut self, arrays: &[Expr]) -> Checked {
+    pub fn granted_unnest(&mut self, arrays: &[Expr]) -> Checked<Table> {
         let unnest = Table {
             schema: None,
             name: "unnest".to_owned(),
@@ -179,7 +182,9 @@ impl Walk<'_> {
             return Err(self.bad_function(&unnest));
         }
         self.understand_calls("unnest");
-        self.outside_from(|walk| walk.expressions(arrays))
+        self.count_sources(0)?;
+        self.outside_from(|walk| walk.expressions(arrays))?;
+        Ok(unnest)
     }
 
     fn allowed(&mut self, name: &ObjectName) -> Checked<Table> {
@@ -239,6 +244,7 @@ impl Walk<'_> {
             return self.clause("age() of one timestamp, which reads the clock,");
         }
         self.each_argument(args)?;
+        self.short_arguments(callee, args)?;
         for clause in clauses {
             match clause {
                 FunctionArgumentClause::IgnoreOrRespectNulls(_)

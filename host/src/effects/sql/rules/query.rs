@@ -10,7 +10,8 @@ use sqlparser::ast::{
 
 use super::Dialect;
 use super::Kind;
-use super::grants::{Named, fold, is_host_name};
+use super::grants::is_host_name;
+use super::names::{Columns, Cte as InScope};
 use super::refusal::{Checked, code};
 use super::walk::{Outline, Walk};
 
@@ -37,6 +38,7 @@ impl Walk<'_> {
         self.absent(format_clause.is_none(), "FORMAT")?;
         self.absent(pipe_operators.is_empty(), "a pipe operator")?;
         let scope = self.scope.len();
+        let recursing = self.recursing.take();
         if let Some(with) = with {
             self.with(with)?;
         }
@@ -45,7 +47,8 @@ impl Walk<'_> {
         }
         let locking = self.locking;
         self.locking = locking || !locks.is_empty();
-        let outline = self.body(body)?;
+        self.frames.push(Vec::new());
+        let outline = self.body(body, recursing)?;
         // Only the FROM of this query is locked by it.
         self.locking = false;
         if let Some(order_by) = order_by {
@@ -64,6 +67,7 @@ impl Walk<'_> {
             self.optional(quantity.as_ref())?;
         }
         self.locking = locking;
+        self.frames.pop();
         self.scope.truncate(scope);
         Ok(outline)
     }
@@ -75,6 +79,13 @@ impl Walk<'_> {
             cte_tables,
         } = with;
         let locking = std::mem::take(&mut self.locking);
+        let later = self.later.len();
+        if *recursive && self.dialect == Dialect::Postgres {
+            // There all of them see each other, whatever their order.
+            let names = cte_tables.iter().rev();
+            let names: Vec<String> = names.map(|cte| self.folded(&cte.alias.name)).collect();
+            self.later.extend(names);
+        }
         for cte in cte_tables {
             let Cte {
                 alias,
@@ -85,30 +96,37 @@ impl Walk<'_> {
             } = cte;
             self.absent(from.is_none(), "FROM after a common table expression")?;
             self.table_alias(alias)?;
-            let name = &alias.name;
-            let folded = fold(
-                self.dialect,
-                Named::Table,
-                &name.value,
-                name.quote_style.is_some(),
-            );
+            let folded = self.folded(&alias.name);
+            if self.later.len() > later {
+                self.later.pop();
+            }
             if is_host_name(&folded) {
                 return self.clause("a common table expression with the name of a host's table");
             }
             // Only a recursive one sees itself; without RECURSIVE the same name inside it is a real table. Taking a
             // name for a table where the database would not only asks for a grant too many.
-            let outline = if *recursive {
-                self.scope.push(folded);
-                self.query(query)?
-            } else {
-                let outline = self.query(query)?;
-                self.scope.push(folded);
-                outline
-            };
-            if self.dialect != Dialect::Postgres {
-                self.only_select(outline)?;
+            let own = self.scope.len();
+            let before = self.sources;
+            if *recursive {
+                self.scope.push(InScope {
+                    name: folded.clone(),
+                    columns: self.renamed(Columns::default(), alias),
+                    sources: 0,
+                });
+                self.recursing = Some(own);
             }
+            let outline = self.query(query)?;
+            if self.dialect != Dialect::Postgres {
+                self.only_select(&outline)?;
+            }
+            self.scope.truncate(own);
+            self.scope.push(InScope {
+                name: folded,
+                columns: self.renamed(outline.columns, alias),
+                sources: self.sources - before,
+            });
         }
+        self.later.truncate(later);
         self.locking = locking;
         Ok(())
     }
@@ -126,15 +144,17 @@ impl Walk<'_> {
         }
     }
 
-    fn body(&mut self, body: &SetExpr) -> Checked<Outline> {
-        let select = Outline {
+    /// `recursing`: the common table expression that this is the query of, if it sees itself.
+    fn body(&mut self, body: &SetExpr, recursing: Option<usize>) -> Checked<Outline> {
+        let select = |columns| Outline {
             kind: Kind::Select,
             returns_rows: true,
+            columns,
         };
         match body {
-            SetExpr::Select(inner) => self.select(inner).map(|()| select),
+            SetExpr::Select(inner) => self.select(inner).map(select),
             SetExpr::Query(inner) => self.query(inner),
-            SetExpr::Values(values) => self.values(values).map(|()| select),
+            SetExpr::Values(values) => self.values(values).map(select),
             SetExpr::SetOperation {
                 left,
                 op,
@@ -151,14 +171,14 @@ impl Walk<'_> {
                     | SetQuantifier::AllByName
                     | SetQuantifier::DistinctByName => return self.clause("BY NAME"),
                 }
-                for side in [left, right] {
-                    let outline = self.deeper(|walk| walk.body(side))?;
-                    self.absent(
-                        outline.kind == Kind::Select,
-                        "a write inside a set operation",
-                    )?;
+                let mut columns = self.side(left)?.columns;
+                // What comes first names the columns of all, and of what sees itself.
+                if let Some(cte) = recursing.and_then(|place| self.scope.get_mut(place)) {
+                    cte.name_columns(&columns);
                 }
-                Ok(select)
+                let right = self.side(right)?.columns;
+                columns.weight = columns.weight.max(right.weight);
+                Ok(select(columns))
             }
             SetExpr::Insert(statement)
             | SetExpr::Update(statement)
@@ -173,7 +193,19 @@ impl Walk<'_> {
         }
     }
 
-    fn values(&mut self, values: &Values) -> Checked {
+    /// One side of a set operation, which has a FROM of its own.
+    fn side(&mut self, body: &SetExpr) -> Checked<Outline> {
+        self.frames.push(Vec::new());
+        let outline = self.deeper(|walk| walk.body(body, None))?;
+        self.frames.pop();
+        self.absent(
+            outline.kind == Kind::Select,
+            "a write inside a set operation",
+        )?;
+        Ok(outline)
+    }
+
+    fn values(&mut self, values: &Values) -> Checked<Columns> {
         let Values {
             explicit_row,
             value_keyword,
@@ -181,12 +213,14 @@ impl Walk<'_> {
         } = values;
         self.absent(!explicit_row, "VALUES ROW")?;
         self.absent(!value_keyword, "VALUE")?;
+        let before = self.weight;
         for row in rows {
             for value in &row.content {
                 self.value_or_default(value)?;
             }
         }
-        Ok(())
+        let width = rows.first().map_or(0, |row| row.content.len());
+        Ok(Columns::of_values(width, self.weight - before))
     }
 
     /// A value to store, or the word DEFAULT, which the parser takes for a column.
@@ -209,7 +243,7 @@ impl Walk<'_> {
         result
     }
 
-    fn select(&mut self, select: &Select) -> Checked {
+    fn select(&mut self, select: &Select) -> Checked<Columns> {
         let Select {
             select_token: _,
             optimizer_hints,
@@ -266,7 +300,7 @@ impl Walk<'_> {
                     walk.expressions(expressions)?;
                 }
             }
-            walk.select_items(projection)?;
+            let columns = walk.select_items(projection)?;
             walk.optional(selection.as_ref())?;
             walk.group_by(group_by)?;
             walk.optional(having.as_ref())?;
@@ -277,7 +311,7 @@ impl Walk<'_> {
                     NamedWindowExpr::NamedWindow(_) => return walk.clause("WINDOW … AS name"),
                 }
             }
-            Ok(())
+            Ok(columns)
         })
     }
 
@@ -300,8 +334,10 @@ impl Walk<'_> {
         }
     }
 
-    pub fn select_items(&mut self, items: &[SelectItem]) -> Checked {
+    pub fn select_items(&mut self, items: &[SelectItem]) -> Checked<Columns> {
+        let mut heaviest = 0;
         for item in items {
+            let before = self.weight;
             match item {
                 SelectItem::UnnamedExpr(expression) => self.expression(expression)?,
                 SelectItem::ExprWithAlias { expr, alias } => {
@@ -322,8 +358,9 @@ impl Walk<'_> {
                 }
                 SelectItem::Wildcard(options) => self.wildcard(options)?,
             }
+            heaviest = heaviest.max(self.weight - before);
         }
-        Ok(())
+        Ok(self.outputs(items, heaviest))
     }
 
     pub fn wildcard(&mut self, options: &WildcardAdditionalOptions) -> Checked {
@@ -419,11 +456,11 @@ impl Walk<'_> {
     /// Used where a kind of statement is not welcome.
     pub fn subquery(&mut self, query: &Query) -> Checked {
         let outline = self.outside_from(|walk| walk.query(query))?;
-        self.only_select(outline)
+        self.only_select(&outline)
     }
 
     /// A write may only be the statement itself or, in PostgreSQL, a common table expression of it.
-    pub fn only_select(&self, outline: Outline) -> Checked {
+    pub fn only_select(&self, outline: &Outline) -> Checked {
         if outline.kind == Kind::Select {
             return Ok(());
         }

@@ -3,38 +3,48 @@
 //! Owns the codes that start with `sql-refused-`, one per kind of reason. A refusal quotes at most one token of the
 //! statement and never a string literal, so that it can be logged.
 
-/// The stable codes of refusals, one section each in ERRORS.md.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        $($(#[$doc])* pub const $name: &str = $text;)*
+        /// Every code, for the documents.
+        pub const ALL: &[&str] = &[$($name),*];
+    };
+}
+
+/// The stable codes of refusals: each is explained in ERRORS.md, and the failure's text begins with it.
 pub mod code {
-    /// The text is longer than the limit.
-    pub const TOO_LARGE: &str = "sql-refused-too-large";
-    /// Nested more deeply, or chained longer, than the host is willing to follow.
-    pub const TOO_DEEP: &str = "sql-refused-too-deep";
-    /// A character or token that the database might read differently.
-    pub const TOKEN: &str = "sql-refused-token";
-    /// A comment or an optimizer hint.
-    pub const COMMENT: &str = "sql-refused-comment";
-    /// None, or more than one.
-    pub const MANY_STATEMENTS: &str = "sql-refused-many-statements";
-    /// Not understood.
-    pub const SYNTAX: &str = "sql-refused-syntax";
-    /// Not a SELECT, INSERT, UPDATE or DELETE.
-    pub const KIND: &str = "sql-refused-kind";
-    /// A clause that could reach outside the transaction, or that is not known.
-    pub const CLAUSE: &str = "sql-refused-clause";
-    /// A table without a grant.
-    pub const TABLE: &str = "sql-refused-table";
-    /// A name that no grant can give: the host's own tables, system catalogs, reserved words.
-    pub const NAME: &str = "sql-refused-name";
-    /// A function that is neither a pure built-in nor granted.
-    pub const FUNCTION: &str = "sql-refused-function";
-    /// A type that is not a plain data type.
-    pub const TYPE: &str = "sql-refused-type";
-    /// An operator that is not known to be pure.
-    pub const OPERATOR: &str = "sql-refused-operator";
-    /// A parameter that is not `$1`, `$2`, … without gaps.
-    pub const PARAMETER: &str = "sql-refused-parameter";
-    /// The host could not come to a verdict; the statement itself may be fine.
-    pub const UNDECIDED: &str = "sql-refused-undecided";
+    codes! {
+        /// The text is longer than the limit.
+        TOO_LARGE = "sql-refused-too-large";
+        /// Nested more deeply, or chained longer, than the host is willing to follow.
+        TOO_DEEP = "sql-refused-too-deep";
+        /// A character or token that the database might read differently.
+        TOKEN = "sql-refused-token";
+        /// A comment or an optimizer hint.
+        COMMENT = "sql-refused-comment";
+        /// None, or more than one.
+        MANY_STATEMENTS = "sql-refused-many-statements";
+        /// Not understood.
+        SYNTAX = "sql-refused-syntax";
+        /// Not a SELECT, INSERT, UPDATE or DELETE.
+        KIND = "sql-refused-kind";
+        /// A clause that could reach outside the transaction, or that is not known.
+        CLAUSE = "sql-refused-clause";
+        /// A table without a grant.
+        TABLE = "sql-refused-table";
+        /// A name that no grant can give: the host's own tables, system catalogs, reserved words.
+        NAME = "sql-refused-name";
+        /// A function that is neither a pure built-in nor granted.
+        FUNCTION = "sql-refused-function";
+        /// A type that is not a plain data type.
+        TYPE = "sql-refused-type";
+        /// An operator that is not known to be pure.
+        OPERATOR = "sql-refused-operator";
+        /// A parameter that is not `$1`, `$2`, … without gaps.
+        PARAMETER = "sql-refused-parameter";
+        /// The host could not come to a verdict; the statement itself may be fine.
+        UNDECIDED = "sql-refused-undecided";
+    }
 }
 
 /// A statement was refused before it reached the database; the transaction is untouched.
@@ -113,4 +123,23 @@ impl Refusal {
 
 fn count(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::code;
+
+    #[test]
+    fn every_reason_is_explained_to_the_operator_and_no_other_is() {
+        let text = include_str!("../../../../ERRORS.md");
+        let mut explained = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
+            .map(|(name, _)| name)
+            .collect::<Vec<_>>();
+        let mut codes = code::ALL.to_vec();
+        explained.sort_unstable();
+        codes.sort_unstable();
+        assert_eq!(explained, codes);
+    }
 }

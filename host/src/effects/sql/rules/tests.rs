@@ -315,6 +315,123 @@ fn every_bad_grant_is_reported_at_once() {
 }
 
 #[test]
+fn what_only_the_database_can_know_to_be_a_column_is_asked_for() {
+    let asked = |text: &str| {
+        let statement = allowed(Dialect::Postgres, text);
+        let columns = statement.named_columns.iter().map(|column| {
+            let tables = column.tables.iter().map(|(schema, name)| match schema {
+                Some(schema) => format!("{schema}.{name}"),
+                None => name.clone(),
+            });
+            let tables: Vec<String> = tables.collect();
+            format!("{} of {}", column.name, tables.join("/"))
+        });
+        columns.collect::<Vec<_>>().join(", ")
+    };
+    for (text, expected) in [
+        ("SELECT id FROM t_orders", ""),
+        (
+            "SELECT o.id, o.\"Odd\" FROM t_orders AS o",
+            "Odd of t_orders, id of t_orders",
+        ),
+        (
+            "SELECT shop.t_stock.n FROM shop.t_stock",
+            "n of shop.t_stock",
+        ),
+        (
+            "SELECT c.n FROM (SELECT * FROM t_orders, t_prices) AS c",
+            "n of t_orders/t_prices",
+        ),
+        (
+            "SELECT c.n FROM (SELECT o.* FROM t_orders AS o, t_prices) AS c",
+            "n of t_orders",
+        ),
+        ("SELECT c.n FROM (SELECT 1 AS n FROM t_orders) AS c", ""),
+        (
+            "SELECT o.a FROM t_orders AS o WHERE EXISTS (SELECT o.b FROM t_prices AS o)",
+            "a of t_orders, b of t_orders, b of t_prices",
+        ),
+        (
+            "INSERT INTO t_orders AS o (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET n = o.n + excluded.m RETURNING o.x",
+            "m of t_orders, n of t_orders, x of t_orders",
+        ),
+        (
+            "UPDATE t_orders SET n = p.a FROM t_prices AS p WHERE t_orders.b = 1",
+            "a of t_prices, b of t_orders",
+        ),
+        (
+            "DELETE FROM t_orders USING t_prices AS p WHERE p.a = 1",
+            "a of t_prices",
+        ),
+    ] {
+        assert_eq!(asked(text), expected, "{text}");
+        for other in [Dialect::Sqlite, Dialect::Mysql] {
+            if let Ok(statement) = rules(other).check(text) {
+                assert!(
+                    statement.is_proven(),
+                    "{other:?} knows no calls in disguise: {text}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_search_looks_for_is_a_short_parameter_or_refused() {
+    for (text, short) in [
+        (
+            "SELECT 1 FROM t_orders WHERE note LIKE '%' || $2 || '%' AND id = $1",
+            vec![2],
+        ),
+        (
+            "SELECT replace(note, $1, lower($2)) FROM t_orders",
+            vec![1, 2],
+        ),
+        (
+            "SELECT 1 FROM t_orders WHERE note LIKE substr(state, 1, 100) AND id = $1",
+            vec![],
+        ),
+        ("SELECT 1 WHERE lower($1) = 'a'", vec![]),
+    ] {
+        for dialect in [Dialect::Postgres, Dialect::Sqlite] {
+            assert_eq!(allowed(dialect, text).short, short, "{dialect:?}: {text}");
+        }
+    }
+    for text in [
+        "SELECT 1 FROM t_orders WHERE note LIKE state",
+        "SELECT replace(note, state, 'a') FROM t_orders",
+        "SELECT replace(note, 'a', state) FROM t_orders",
+        "SELECT trim(note, state) FROM t_orders",
+        "SELECT 1 FROM t_orders WHERE note LIKE '%' || state",
+    ] {
+        let refusal = refused(Dialect::Sqlite, text);
+        assert_eq!(refusal.code, code::FUNCTION, "{text}");
+    }
+}
+
+#[test]
+fn what_doubles_at_each_step_is_refused_before_the_database_writes_it_out() {
+    for step in [
+        "SELECT a.x FROM $ AS a, $ AS b",
+        "SELECT x || x AS x FROM $",
+    ] {
+        for dialect in [Dialect::Postgres, Dialect::Sqlite] {
+            let text = |steps: usize| {
+                let mut text = "WITH a0 AS (SELECT 'a' AS x)".to_owned();
+                for number in 1..=steps {
+                    let body = step.replace('$', &format!("a{}", number - 1));
+                    text += &format!(", a{number} AS ({body})");
+                }
+                format!("{text} SELECT x FROM a{steps}")
+            };
+            allowed(dialect, &text(4));
+            let refusal = refused(dialect, &text(24));
+            assert_eq!(refusal.code, code::TOO_DEEP, "{dialect:?}: {step}");
+        }
+    }
+}
+
+#[test]
 fn writing_includes_reading() {
     let statement = allowed(Dialect::Mysql, "SELECT * FROM t_orders");
     assert_eq!(statement.writes.len(), 0);

@@ -10,8 +10,10 @@ use sqlparser::ast::{Ident, ObjectName, ObjectNamePart, Statement as Tree};
 use super::coverage::Understood;
 use super::grants::{Grants, Named, Table, fold, owner, place};
 use super::lexer::{PieceKind, Pieces};
+use super::names::{Columns, Cte, Source};
 use super::refusal::{Checked, Refusal, code};
 use super::{Dialect, Kind, words};
+use crate::store::NamedColumn;
 
 /// How deep the walk follows the tree: deeper than any statement a person writes, and shallow enough for the stack.
 const MAX_DEPTH: usize = 150;
@@ -23,8 +25,21 @@ pub(super) struct Walk<'a> {
     understood: Vec<Understood>,
     reads: BTreeSet<Table>,
     writes: BTreeSet<Table>,
-    /// Common table expressions in scope, innermost last, folded.
-    pub scope: Vec<String>,
+    /// Common table expressions in scope, innermost last.
+    pub scope: Vec<Cte>,
+    /// Names of those that are written further on but can be seen already, folded.
+    pub later: Vec<String>,
+    /// The place in `scope` of the one whose query comes next, while it may refer to itself.
+    pub recursing: Option<usize>,
+    /// What stands in the FROM of each query around here, innermost last.
+    pub frames: Vec<Vec<Source>>,
+    pub named_columns: BTreeSet<NamedColumn>,
+    /// Parameters that something is searched for, or that patterns are made of.
+    pub short: BTreeSet<u16>,
+    /// What stands in all FROMs so far, written out.
+    pub sources: u64,
+    /// The names so far, written out.
+    pub weight: u64,
     /// Inside the FROM of a query that locks the rows it reads.
     pub locking: bool,
     depth: usize,
@@ -37,13 +52,16 @@ pub(super) struct Walked {
     pub understood: Vec<Understood>,
     pub reads: BTreeSet<Table>,
     pub writes: BTreeSet<Table>,
+    pub named_columns: BTreeSet<NamedColumn>,
+    pub short: BTreeSet<u16>,
 }
 
 /// What kind of statement was walked.
-#[derive(Clone, Copy)]
 pub(super) struct Outline {
     pub kind: Kind,
     pub returns_rows: bool,
+    /// Of the rows that it returns.
+    pub columns: Columns,
 }
 
 impl<'a> Walk<'a> {
@@ -56,6 +74,13 @@ impl<'a> Walk<'a> {
             reads: BTreeSet::new(),
             writes: BTreeSet::new(),
             scope: Vec::new(),
+            later: Vec::new(),
+            recursing: None,
+            frames: Vec::new(),
+            named_columns: BTreeSet::new(),
+            short: BTreeSet::new(),
+            sources: 0,
+            weight: 0,
             locking: false,
             depth: 0,
             here: 0,
@@ -67,6 +92,8 @@ impl<'a> Walk<'a> {
             understood: self.understood,
             reads: self.reads,
             writes: self.writes,
+            named_columns: self.named_columns,
+            short: self.short,
         }
     }
 
@@ -228,36 +255,43 @@ impl<'a> Walk<'a> {
         Ok(idents)
     }
 
-    /// A table that is read, unless the name is that of a common table expression.
-    pub fn read_table(&mut self, name: &ObjectName) -> Checked {
+    /// A table that is read, unless the name is that of a common table expression; and its columns.
+    pub fn read_table(&mut self, name: &ObjectName) -> Checked<(Table, Columns)> {
         let parts = self.parts(name)?;
         if let [ident] = parts.as_slice() {
-            let folded = fold(
-                self.dialect,
-                Named::Table,
-                &ident.value,
-                ident.quote_style.is_some(),
-            );
-            if self.scope.contains(&folded) {
-                return Ok(());
+            let folded = self.folded(ident);
+            if self.later.contains(&folded) {
+                return self
+                    .clause("a common table expression before the place where it is written");
+            }
+            if let Some(cte) = self.scope.iter().rfind(|cte| cte.name == folded) {
+                let (columns, behind) = (cte.columns.clone(), cte.sources);
+                self.count_sources(behind)?;
+                let own = Table {
+                    schema: None,
+                    name: folded,
+                };
+                return Ok((own, columns));
             }
         }
+        self.count_sources(0)?;
         let table = self.place(Named::Table, &parts)?;
         if self.locking {
-            return self.record_write(table, "locks rows of");
-        }
-        if !self.grants.may_read(&table) {
+            self.record_write(table.clone(), "locks rows of")?;
+        } else if self.grants.may_read(&table) {
+            self.reads.insert(table.clone());
+        } else {
             return Err(self.not_granted(&table, "reads", "read"));
         }
-        self.reads.insert(table);
-        Ok(())
+        Ok((table.clone(), Columns::of_table(table)))
     }
 
     /// A table that is written. It is always a table: names of common table expressions do not hide targets.
-    pub fn write_table(&mut self, name: &ObjectName) -> Checked {
+    pub fn write_table(&mut self, name: &ObjectName) -> Checked<Table> {
         let parts = self.parts(name)?;
         let table = self.place(Named::Table, &parts)?;
-        self.record_write(table, "writes")
+        self.record_write(table.clone(), "writes")?;
+        Ok(table)
     }
 
     fn record_write(&mut self, table: Table, does: &str) -> Checked {
@@ -312,29 +346,19 @@ impl<'a> Walk<'a> {
 
     /// A column, as `column`, `table.column` or `schema.table.column`.
     pub fn column(&mut self, parts: &[&Ident]) -> Checked {
+        self.qualified(parts)?;
+        self.weigh_name()?;
+        self.must_be_column(parts)
+    }
+
+    fn qualified(&mut self, parts: &[&Ident]) -> Checked {
         if parts.len() > 3 {
             return self.clause("a name of more than three parts");
         }
-        for part in parts {
-            self.name(part)?;
-        }
-        // PostgreSQL reads `t.f` as a call of f with the row of t when there is no such column.
-        if let (Dialect::Postgres, true, Some(last)) = (self.dialect, parts.len() > 1, parts.last())
-            && super::grants::starts_with(&last.value, "pg_")
-        {
-            return Err(self.refuse(
-                code::NAME,
-                format!(
-                    "`{}` could be read as a call of a system function",
-                    last.value
-                ),
-                "rename the column",
-            ));
-        }
-        Ok(())
+        parts.iter().try_for_each(|part| self.name(part))
     }
 
-    /// A list of columns to assign or insert into.
+    /// A column to assign to, or what stands before `.*`: neither is ever read as a call.
     pub fn column_name(&mut self, name: &ObjectName) -> Checked {
         let mut parts = Vec::with_capacity(name.0.len());
         for part in &name.0 {
@@ -343,7 +367,7 @@ impl<'a> Walk<'a> {
                 ObjectNamePart::Function(_) => return self.clause("a computed name"),
             }
         }
-        self.column(&parts)
+        self.qualified(&parts)
     }
 
     /// An alias. Without AS the database could read a keyword of its own instead.

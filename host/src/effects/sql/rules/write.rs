@@ -6,6 +6,8 @@ use sqlparser::ast::{
     TableWithJoins, Update, UpdateTableFromKind,
 };
 
+use super::grants::Table;
+use super::names::Columns;
 use super::refusal::{Checked, code};
 use super::walk::{Outline, Walk};
 use super::{Dialect, Kind};
@@ -58,12 +60,12 @@ impl Walk<'_> {
             && multi_table_when_clauses.is_empty()
             && multi_table_else_clause.is_none();
         self.absent(single, "INSERT into several tables")?;
-        match table {
+        let target = match table {
             TableObject::TableName(name) => self.write_table(name)?,
             TableObject::TableFunction(_) | TableObject::TableQuery(_) => {
                 return self.clause("a target that is not a table");
             }
-        }
+        };
         if let Some(TableAliasWithoutColumns { explicit, alias }) = table_alias {
             self.absent(*explicit, "an alias of the target without AS")?;
             self.alias(alias)?;
@@ -73,7 +75,13 @@ impl Walk<'_> {
         }
         if let Some(source) = source {
             let outline = self.outside_from(|walk| walk.query(source))?;
-            self.only_select(outline)?;
+            self.only_select(&outline)?;
+        }
+        // The rows to insert are made without a look at the target; what follows sees it.
+        self.frames.push(Vec::new());
+        match table_alias {
+            Some(named) => self.add_row(&self.folded(&named.alias), &target),
+            None => self.add_source(&target, Columns::of_table(target.clone()), None),
         }
         self.assignments(assignments)?;
         match on {
@@ -82,11 +90,14 @@ impl Walk<'_> {
                 self.absent(self.dialect == Dialect::Mysql, "ON DUPLICATE KEY UPDATE")?;
                 self.assignments(assignments)?;
             }
-            Some(OnInsert::OnConflict(on_conflict)) => self.on_conflict(on_conflict)?,
+            Some(OnInsert::OnConflict(on_conflict)) => {
+                self.add_row("excluded", &target);
+                self.on_conflict(on_conflict)?;
+            }
             // The parser reserves the right to add kinds.
             Some(_) => return self.clause("this ON clause"),
         }
-        self.write_outline(Kind::Insert, returning.as_deref())
+        self.write_outline(Kind::Insert, &target, returning.as_deref())
     }
 
     fn on_conflict(&mut self, on_conflict: &OnConflict) -> Checked {
@@ -132,7 +143,8 @@ impl Walk<'_> {
         self.conflict_clause(or.as_ref())?;
         self.absent(output.is_none(), "OUTPUT")?;
         let TableWithJoins { relation, joins } = table;
-        self.target(relation)?;
+        self.frames.push(Vec::new());
+        let target = self.target(relation)?;
         self.absent(joins.is_empty(), "UPDATE of a join (use a subquery)")?;
         match from {
             None => {}
@@ -148,7 +160,7 @@ impl Walk<'_> {
         self.optional(selection.as_ref())?;
         self.order_by_expressions(order_by)?;
         self.optional(limit.as_ref())?;
-        self.write_outline(Kind::Update, returning.as_deref())
+        self.write_outline(Kind::Update, &target, returning.as_deref())
     }
 
     pub fn delete(&mut self, delete: &Delete) -> Checked<Outline> {
@@ -175,7 +187,8 @@ impl Walk<'_> {
             return self.clause("DELETE from several tables");
         };
         self.absent(joins.is_empty(), "DELETE from a join (use a subquery)")?;
-        self.target(relation)?;
+        self.frames.push(Vec::new());
+        let target = self.target(relation)?;
         if let Some(using) = using {
             self.absent(self.dialect == Dialect::Postgres, "DELETE … USING")?;
             using
@@ -185,20 +198,30 @@ impl Walk<'_> {
         self.optional(selection.as_ref())?;
         self.order_by_expressions(order_by)?;
         self.optional(limit.as_ref())?;
-        self.write_outline(Kind::Delete, returning.as_deref())
+        self.write_outline(Kind::Delete, &target, returning.as_deref())
     }
 
+    /// The end of a write, and of what it sees.
     fn write_outline(
         &mut self,
         kind: Kind,
+        target: &Table,
         returning: Option<&[sqlparser::ast::SelectItem]>,
     ) -> Checked<Outline> {
-        if let Some(items) = returning {
-            self.select_items(items)?;
-        }
+        let columns = match returning {
+            Some(items) => {
+                // Since version 18 the row before and the row after have names.
+                self.add_row("old", target);
+                self.add_row("new", target);
+                self.select_items(items)?
+            }
+            None => Columns::default(),
+        };
+        self.frames.pop();
         Ok(Outline {
             kind,
             returns_rows: returning.is_some(),
+            columns,
         })
     }
 

@@ -24,8 +24,8 @@ const AROUND: &[&str] = &[
     "1 IN (2, $X)",
     "1 BETWEEN ($X) AND 5",
     "1 BETWEEN 0 AND ($X)",
-    "($X) LIKE 'a%'",
-    "'a' LIKE ($X) ESCAPE '!'",
+    "(($X) LIKE 'a%')",
+    "('a' LIKE substring($X, 1, 2) ESCAPE '!')",
     "cast($X AS decimal(10, 2))",
     "trim($X)",
     "substring($X, 1, 2)",
@@ -64,7 +64,8 @@ const ALLOWED: &[&str] = &[
     "NULL",
     "TRUE",
     "n",
-    "t.n",
+    "(SELECT t.n FROM t_orders AS t)",
+    "(SELECT d.v FROM (SELECT n AS v FROM t_orders) AS d)",
     "lower('A')",
     "(SELECT max(n) FROM t_prices)",
     "(SELECT rate FROM shop.t_rates)",
@@ -225,6 +226,33 @@ proptest! {
         let broken = format!("{} {word} {}", &text[..gap], &text[gap..]);
         let verdict = rules(dialect).check(&broken);
         prop_assert!(verdict.is_err(), "{dialect:?}: {broken}\n{verdict:?}");
+    }
+
+    /// Field notation runs a function unless the database is asked about the column first, or never runs.
+    #[test]
+    fn a_call_in_disguise_never_passes_unasked(
+        statement in proptest::sample::select(STATEMENTS),
+        around in nested(0..6),
+        core in proptest::sample::select(&[
+            "(SELECT o.archive FROM t_orders AS o)",
+            "(SELECT t_orders.archive FROM t_orders)",
+            "(SELECT d.archive FROM (SELECT * FROM t_orders) AS d)",
+            "(SELECT d.archive FROM (SELECT id FROM t_orders) AS d)",
+            "(SELECT c.archive FROM unnest($1::text[]) AS c (id))",
+            "(SELECT g.archive FROM generate_series(1, 2) AS g)",
+            "(WITH c AS (SELECT * FROM t_orders) SELECT c.archive FROM c)",
+            "(WITH c (id) AS (SELECT * FROM t_orders) SELECT c.archive FROM c)",
+            "t_orders.archive",
+            "excluded.archive",
+        ][..]),
+        upper in proptest::collection::vec(any::<bool>(), 1..40),
+        spaces in proptest::collection::vec(0u8..4, 1..40),
+    ) {
+        let text = disguise(&build(statement, &around, core), &upper, &spaces);
+        if let Ok(statement) = rules(Dialect::Postgres).check(&text) {
+            let asked = statement.named_columns.iter().any(|column| column.name == "archive");
+            prop_assert!(asked && !statement.is_proven(), "{text}");
+        }
     }
 
     #[test]
