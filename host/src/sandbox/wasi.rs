@@ -76,7 +76,7 @@ pub(crate) fn stands_behind(interface: &str, random: Random) -> &'static str {
         | "sockets/tcp-create-socket"
         | "sockets/udp"
         | "sockets/udp-create-socket" => "denied",
-        _ => "nothing: it is empty",
+        _ => "empty",
     }
 }
 

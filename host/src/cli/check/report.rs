@@ -488,7 +488,7 @@ mod tests {
               imports      hapax:plugin/sql@0.1.0, hapax:plugin/outbox@0.1.0
               wasi         io/streams: carries what the others have
                            clocks/wall-clock: stands still at the attempt's start
-                           cli/environment, filesystem/types: nothing: it is empty
+                           cli/environment, filesystem/types: empty
                            sockets/tcp: denied
                            random/random: equal in every attempt, and not guessable
               key          header:tenant + body:/order_id
