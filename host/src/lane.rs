@@ -361,7 +361,11 @@ impl Lane {
                     .batch_messages
                     .observe(items.len() as f64);
             }
-            Err(Setback::World(StoreError::InDoubt(_))) => self.relay.recover(self.number),
+            Err(Setback::World(StoreError::InDoubt(_))) => {
+                for item in items {
+                    item.in_doubt = true;
+                }
+            }
             Err(_) => {}
         }
         result
@@ -370,6 +374,10 @@ impl Lane {
     /// The batch is durable: tell the relay, the broker and the operator, in this order.
     fn conclude(&self, committed: Committed, items: &[Item], origins: Vec<Origin>) {
         self.relay.publish(committed.outgoing);
+        if items.iter().any(|item| item.in_doubt) {
+            // Not before: while the server was still at it, there was nothing to be found.
+            self.relay.recover(self.number);
+        }
         failpoint::pass(Point::BeforeSettle);
         let mut acks: Option<(Arc<AckQueue>, Vec<u64>)> = None;
         for origin in &origins {

@@ -126,7 +126,8 @@ impl RelayHandle {
         }
     }
 
-    /// Looks for rows of a lane whose commit was in doubt.
+    /// Looks for rows of a lane whose commit was in doubt. To be asked when it is not any more: once the claims
+    /// of its messages were answered again, its transaction is over, and what it has left can be seen.
     pub fn recover(&self, lane: i16) {
         let _ = self.commands.send(Command::Recover(lane));
     }
@@ -458,7 +459,8 @@ impl Relay {
             Err(error) => {
                 self.session = None;
                 if matches!(error, StoreError::InDoubt(_)) {
-                    // Rows may have become this host's without its knowing which.
+                    // Rows may have become this host's without its knowing which. They are looked for by the
+                    // next session, whose announcement waits for the lock of the lost one: that is over then.
                     self.recover.push(TAKEN_LANE);
                 }
                 if self.store_trouble.tries() == 1 {

@@ -148,6 +148,7 @@ fn main() -> ExitCode {
             once:
                 the_line_is_cut_before_the_server_sees_it,
                 the_line_is_cut_after_the_server_has_committed,
+                the_line_is_reset_while_the_server_is_at_it,
                 the_server_answers_it_with_a_warning,
                 the_server_ends_the_session_in_the_middle_of_it;
         }
