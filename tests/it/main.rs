@@ -263,6 +263,9 @@ fn main() -> ExitCode {
         strict_order {
             once:
                 is_kept_when_another_host_takes_over,
+                is_kept_when_the_active_host_drains,
+                is_kept_when_the_active_host_of_a_quorum_queue_drains,
+                is_kept_when_a_pause_reaches_one_host_before_the_other,
                 needs_a_queue_with_one_active_consumer,
                 is_kept_on_the_embedded_broker;
             each store:

@@ -146,13 +146,7 @@ impl AmqpSource {
                 consumer.metrics.up.set(i64::from(!gate.is_closed()));
                 if let Some(reason) = self.wants_out(narrow, acks, acker) {
                     consuming = false;
-                    consumer.metrics.up.set(0);
-                    let cancel = BasicCancelOptions::default();
-                    acker
-                        .channel
-                        .basic_cancel(tag.clone(), cancel)
-                        .await
-                        .map_err(refused)?;
+                    self.stop_deliveries(acker, &tag).await?;
                     // What no lane has begun is forgotten; what one has, it finishes.
                     acks.close();
                     leaving = Some((Instant::now() + LEAVE_PATIENCE, reason));
@@ -176,10 +170,7 @@ impl AmqpSource {
                 _ = changes.changed(), if consuming => {}
                 () = self.feed.stop.cancelled(), if consuming => {
                     consuming = false;
-                    consumer.metrics.up.set(0);
-                    let cancelled =
-                        acker.channel.basic_cancel(tag.clone(), BasicCancelOptions::default()).await;
-                    cancelled.map_err(refused)?;
+                    self.stop_deliveries(acker, &tag).await?;
                 }
                 () = self.feed.lanes_are_idle(&leaving), if leaving.is_some() => {
                     acker.finish().await.map_err(refused)?;
@@ -192,6 +183,26 @@ impl AmqpSource {
                 }
             }
         }
+    }
+
+    /// Takes no more. Where the order matters that is all: a broker that is told so hands the rest of the queue to
+    /// the next host at once, before it has got back what this one holds. When the channel closes it gets
+    /// that back first. What it sends until then is left unread.
+    async fn stop_deliveries(
+        &self,
+        acker: &Acker<'_>,
+        tag: &ShortString,
+    ) -> Result<(), QueueError> {
+        let consumer = &self.feed.consumer;
+        consumer.metrics.up.set(0);
+        if consumer.is_strict() {
+            return Ok(());
+        }
+        acker
+            .channel
+            .basic_cancel(tag.clone(), BasicCancelOptions::default())
+            .await
+            .map_err(|error| refusal(&consumer.queue, error))
     }
 
     /// Why the subscription has to end, if it has to.
