@@ -121,9 +121,9 @@ points! {
     BeforeOutboxDelete = "before-outbox-delete",
     /// Relay: they are removed.
     AfterOutboxDelete = "after-outbox-delete",
-    /// Relay: a row that could not be sent is about to be kept for later.
+    /// Relay: rows that cannot be sent, or wait for one that was not, are about to be kept for later.
     BeforeOutboxDefer = "before-outbox-defer",
-    /// Relay: it is kept.
+    /// Relay: they are kept.
     AfterOutboxDefer = "after-outbox-defer",
     /// Operator: parked rows are about to be replayed.
     BeforeReplay = "before-replay",

@@ -565,6 +565,11 @@ pub trait Session: Send {
         error: &str,
     ) -> Result<(), StoreError>;
 
+    /// Leaves rows of `host` to whoever takes the older ones of their ordering keys: they are due when the oldest
+    /// one is, now if that has no time of its own. No attempt of theirs is counted.
+    async fn outbox_give_back(&mut self, host: HostId, sequences: &[i64])
+    -> Result<(), StoreError>;
+
     async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError>;
 
     // ---- state -----------------------------------------------------------------------------------

@@ -231,6 +231,8 @@ fn main() -> ExitCode {
                 an_unroutable_message_stays_and_is_sent_once_the_binding_exists,
                 an_unroutable_message_may_be_dropped_where_the_target_says_so,
                 bad_targets_do_not_hold_up_good_messages,
+                messages_behind_one_that_cannot_be_sent_do_not_hold_up_the_drain,
+                messages_behind_one_that_cannot_be_sent_do_not_stop_the_lanes,
                 what_a_killed_host_left_behind_is_sent;
         }
         bad_messages {

@@ -199,6 +199,7 @@ impl ModelSession {
             if let Some(host) = host {
                 database.announce(host, false);
             }
+            ended();
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if !notice.is_zero() => drop(runtime.spawn(async move {
@@ -961,6 +962,33 @@ impl Session for ModelSession {
             let micros = i64::try_from(delay.as_micros()).unwrap_or(i64::MAX);
             entry.due_at = Some(self.database.now() + micros);
             self.open().changes.outbox.insert(sequence, Some(entry));
+        }
+        self.end(own);
+        Ok(())
+    }
+
+    async fn outbox_give_back(
+        &mut self,
+        host: HostId,
+        sequences: &[i64],
+    ) -> Result<(), StoreError> {
+        let own = self.statement().await?;
+        let now = self.database.now();
+        let rows = self.database.state().committed.outbox.clone();
+        for sequence in sequences {
+            let Some(entry) = rows.get(sequence) else {
+                continue;
+            };
+            if entry.host != host || entry.due_at.is_some() {
+                continue;
+            }
+            self.lock(&Row::Outbox(*sequence), own).await?;
+            let oldest = rows
+                .values()
+                .find(|other| other.row.ordering_key == entry.row.ordering_key);
+            let mut entry = entry.clone();
+            entry.due_at = Some(oldest.and_then(|oldest| oldest.due_at).unwrap_or(now));
+            self.open().changes.outbox.insert(*sequence, Some(entry));
         }
         self.end(own);
         Ok(())

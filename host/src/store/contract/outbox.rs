@@ -16,8 +16,12 @@ in_every_dialect! {
     rows_of_a_host_that_is_gone_are_taken_once
     a_delayed_row_is_taken_when_it_is_due
     a_row_with_an_ordering_key_waits_for_the_older_ones
+    a_poll_of_a_long_outbox_reads_few_rows
     what_blocks_a_row_is_known
+    a_row_that_commits_late_is_not_skipped
     a_deferred_row_counts_its_attempts
+    rows_behind_a_deferred_one_are_given_back_until_it_is_due
+    rows_behind_a_deferred_one_go_together_when_it_is_due
     a_commit_in_doubt_is_found_by_its_lane
     rows_rolled_back_are_not_there
     the_depth_counts_rows_and_the_age_of_those_that_are_late
@@ -31,7 +35,10 @@ in_memory! {
     a_delayed_row_is_taken_when_it_is_due
     a_row_with_an_ordering_key_waits_for_the_older_ones
     what_blocks_a_row_is_known
+    a_row_that_commits_late_is_not_skipped
     a_deferred_row_counts_its_attempts
+    rows_behind_a_deferred_one_are_given_back_until_it_is_due
+    rows_behind_a_deferred_one_go_together_when_it_is_due
     a_commit_in_doubt_is_found_by_its_lane
     rows_rolled_back_are_not_there
 }
@@ -244,6 +251,52 @@ async fn a_deferred_row_counts_its_attempts(fixture: &Fixture) {
         .unwrap();
     let taken = session.outbox_take(ME, 10).await.unwrap();
     assert_eq!((taken.len(), taken[0].attempts), (1, 2));
+}
+
+async fn rows_behind_a_deferred_one_are_given_back_until_it_is_due(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    session.announce(ME).await.unwrap();
+    let keyed = |key: &str| OutboxRow {
+        ordering_key: Some(key.to_owned()),
+        ..row(consumer, key)
+    };
+    let rows = vec![keyed("a"), keyed("a"), keyed("a"), keyed("b"), keyed("b")];
+    let s = put(&mut *session, ME, rows).await;
+    session.outbox_defer(s[0], HOUR, "no route").await.unwrap();
+    session.outbox_give_back(ME, &s[1..3]).await.unwrap();
+    // The oldest of `b` has no time of its own: what is behind it waits for nothing but its going.
+    session.outbox_give_back(ME, &s[4..]).await.unwrap();
+    assert!(take(&mut *session, ME).await.is_empty());
+    session.outbox_delete(&[s[3]]).await.unwrap();
+    assert_eq!(take(&mut *session, ME).await, [s[4]]);
+    // Somebody else's rows are none of ours to give.
+    session.outbox_give_back(OTHER, &[s[4]]).await.unwrap();
+    assert!(take(&mut *session, ME).await.is_empty());
+    // The older one goes, and the others are due no sooner than it would have been.
+    session.outbox_delete(&[s[0]]).await.unwrap();
+    assert!(take(&mut *session, ME).await.is_empty());
+}
+
+async fn rows_behind_a_deferred_one_go_together_when_it_is_due(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    session.announce(ME).await.unwrap();
+    let keyed = || OutboxRow {
+        ordering_key: Some("a".to_owned()),
+        ..row(consumer, "a")
+    };
+    let s = put(&mut *session, ME, vec![keyed(), keyed(), keyed()]).await;
+    session
+        .outbox_defer(s[0], Duration::ZERO, "no route")
+        .await
+        .unwrap();
+    session.outbox_give_back(ME, &s[1..]).await.unwrap();
+    let taken = session.outbox_take(ME, 10).await.unwrap();
+    let taken = taken
+        .iter()
+        .map(|record| (record.sequence, record.attempts));
+    assert_eq!(taken.collect::<Vec<_>>(), [(s[0], 1), (s[1], 0), (s[2], 0)]);
 }
 
 async fn a_commit_in_doubt_is_found_by_its_lane(fixture: &Fixture) {

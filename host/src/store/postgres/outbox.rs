@@ -226,6 +226,23 @@ impl PostgresSession {
         self.touch(update).await.map(|_| ())
     }
 
+    pub(super) async fn give_back_outbox(
+        &mut self,
+        host: HostId,
+        sequences: &[i64],
+    ) -> Result<(), StoreError> {
+        let update = self
+            .statement(
+                "UPDATE @hapax_outbox o SET due_at = coalesce((SELECT oldest.due_at FROM @hapax_outbox oldest \
+                 WHERE oldest.ordering_key = o.ordering_key ORDER BY oldest.sequence LIMIT 1), \
+                 clock_timestamp()) \
+                 WHERE o.sequence = ANY($2::bigint[]) AND o.host = $1 AND o.due_at IS NULL",
+            )
+            .bind(host.0)
+            .bind(sequences);
+        self.touch(update).await.map(|_| ())
+    }
+
     pub(super) async fn measure_outbox(&mut self) -> Result<OutboxDepth, StoreError> {
         // A row with attempts is late, not delayed.
         let select = self.statement(
