@@ -166,7 +166,10 @@ impl Lane {
         }
         let mut together = Vec::with_capacity(batch.len());
         for work in self.recognise(batch).await? {
-            if work.alone {
+            if work.alone && work.is_forgotten() {
+                // One before it was given back, and must not be overtaken.
+                self.forget(&mut vec![work]);
+            } else if work.alone {
                 self.settle(std::mem::take(&mut together)).await?;
                 self.start_alone(work).await?;
             } else {
@@ -193,16 +196,19 @@ impl Lane {
         }
     }
 
-    /// Drops works whose channel is gone: the broker delivers them again.
+    /// Drops works whose channel is gone: the broker delivers them again. What is in doubt is not dropped: its
+    /// rows would be nobody's.
     fn forget(&self, works: &mut Vec<Work>) {
         let before = works.len();
-        works.retain(|work| !work.is_forgotten());
+        works.retain(|work| work.item.in_doubt || !work.is_forgotten());
         let forgotten = (before - works.len()) as u64;
         self.consumer.metrics.forgotten.inc_by(forgotten);
     }
 
     /// Commits a batch, whatever it takes.
-    async fn settle(&mut self, works: Vec<Work>) -> Result<(), Ended> {
+    async fn settle(&mut self, mut works: Vec<Work>) -> Result<(), Ended> {
+        // A part of a batch may have been given back, and must not be overtaken by the next.
+        self.forget(&mut works);
         if works.len() <= 1 {
             // A lane that has narrowed to single messages has to find its way back, too.
             for work in works {
