@@ -137,7 +137,7 @@ points! {
     BeforeSweep = "before-sweep",
     /// Sweep: they are forgotten, and the horizon stands.
     AfterSweep = "after-sweep",
-    /// Drain: the lanes have ended.
+    /// Drain: the lanes of a consumer have ended, its last acknowledgements are not sent.
     AfterLanes = "after-lanes",
     /// Drain: the last acknowledgements are out.
     AfterLastAcks = "after-last-acks",

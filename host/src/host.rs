@@ -50,8 +50,6 @@ pub struct Host {
     store: Arc<dyn Store>,
     /// No new messages, no new batches.
     stop: CancellationToken,
-    /// The lanes have ended: last acknowledgements.
-    finish: CancellationToken,
     /// The relay empties its memory.
     drain_relay: CancellationToken,
     /// Whatever is left is left.
@@ -98,7 +96,6 @@ impl Host {
         let mut watched = Vec::with_capacity(parts.consumers.len());
         let mut host = Self {
             stop: CancellationToken::new(),
-            finish: CancellationToken::new(),
             drain_relay: CancellationToken::new(),
             give_up: CancellationToken::new(),
             workers: JoinSet::new(),
@@ -157,7 +154,6 @@ impl Host {
             lanes,
             prefetch: settings.prefetch,
             stop,
-            finish: self.finish.clone(),
         };
         match broker {
             Some(address) => {
@@ -250,8 +246,7 @@ impl Host {
     async fn drain_steps(&mut self) {
         self.stop.cancel();
         while self.workers.join_next().await.is_some() {}
-        failpoint::pass(Point::AfterLanes);
-        self.finish.cancel();
+        // Each leaves its queue when its lanes have ended.
         while self.sources.join_next().await.is_some() {}
         failpoint::pass(Point::AfterLastAcks);
         self.drain_relay.cancel();

@@ -53,7 +53,7 @@ enum Ended {
 }
 
 impl AmqpSource {
-    /// Consumes until it is told to stop and to finish.
+    /// Consumes until it is told to stop and its lanes have ended.
     pub async fn run(self) {
         let mut trouble = Backoff::for_servers();
         let (consumer, queue) = (&self.feed.consumer.name, &self.feed.consumer.queue);
@@ -177,7 +177,8 @@ impl AmqpSource {
                     let reason = leaving.map(|(_, reason)| reason).unwrap_or_default();
                     return Ok(Ended::Left(reason));
                 }
-                () = self.feed.finish.cancelled() => {
+                () = self.feed.lanes.ended() => {
+                    failpoint::pass(Point::AfterLanes);
                     acker.finish().await.map_err(refused)?;
                     return Ok(Ended::Stopped);
                 }
@@ -214,12 +215,18 @@ impl AmqpSource {
         if narrow && gate.braked().is_none() {
             return Some("the brake is released: it takes more than one message again".to_owned());
         }
-        // Half of it, so that the broker does not get there first: it would take a message that is being
-        // worked on for one that failed.
-        let patience = self.consumer_timeout? / 2;
-        (acker.held_for() >= patience).then(|| {
+        // Before the broker does it, which would take a message that is being worked on for one that failed. Where
+        // others are finished all the while that is as late as possible: they go back, too, and it counts.
+        let timeout = self.consumer_timeout?;
+        let (pause, oldest) = (timeout / 2, timeout / 4 * 3);
+        if acker.held_for() >= pause {
+            return Some(format!(
+                "none could be worked on for {pause:?}, half of the broker's consumer_timeout"
+            ));
+        }
+        (acker.oldest_for() >= oldest).then(|| {
             format!(
-                "none could be worked on for {patience:?}, half of the broker's consumer_timeout"
+                "one was not finished within {oldest:?}, three quarters of the broker's consumer_timeout"
             )
         })
     }
