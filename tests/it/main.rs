@@ -296,7 +296,9 @@ fn main() -> ExitCode {
         outage {
             once:
                 across_five_restarts_it_loses_no_message,
-                longer_than_the_broker_waits_it_gives_messages_back_once;
+                longer_than_the_broker_waits_it_gives_messages_back_once,
+                one_message_for_long_is_given_back_beside_busy_lanes,
+                a_consumer_that_is_stopped_gives_back_what_it_holds;
         }
         service_manager {
             once: hears_of_start_life_and_stop;
