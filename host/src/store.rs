@@ -265,6 +265,9 @@ pub struct SessionOptions {
     pub statement_timeout: Duration,
     /// For a row or a key that another transaction holds; zero waits as long as the statement may.
     pub lock_timeout: Duration,
+    /// For an open transaction without a statement, beyond what one statement may take. A host that hangs or is
+    /// cut off holds its claims for so long.
+    pub idle_timeout: Duration,
 }
 
 /// A database.

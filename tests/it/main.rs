@@ -308,6 +308,7 @@ fn main() -> ExitCode {
                 apply_each_order_once_where_transactions_are_serializable,
                 keep_the_order_of_a_key_when_one_dies_before_it_publishes,
                 do_not_wait_for_one_that_hangs,
+                do_not_wait_for_one_that_is_cut_off,
                 do_not_wait_for_one_that_was_killed,
                 lose_no_increment_of_one_state_key,
                 share_a_sqlite_file_between_lane_relay_sweep_and_commands;

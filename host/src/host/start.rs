@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use lapin::types::ShortString;
@@ -102,11 +102,19 @@ pub struct Parts<'c> {
     pub plugins: Vec<Arc<PluginFile>>,
 }
 
+/// How many messages that take all the time they may a host may run between two statements of a transaction.
+const QUIET_MESSAGES: u32 = 12;
+
+/// How often a queue is looked at when nothing is heard of it. A refusal closes a channel, and now and then the
+/// client library loses its connection to that without a word.
+const QUEUE_TRIES: u32 = 3;
+
 /// Opens the store that the configuration names. Does not look at its tables.
 pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     let options = SessionOptions {
         statement_timeout: config.store.statement_timeout,
         lock_timeout: config.store.lock_timeout,
+        idle_timeout: idle_timeout(config),
     };
     let opened: Result<Arc<dyn Store>, StoreError> = match &config.store.kind {
         StoreKind::Sqlite { path } => {
@@ -118,6 +126,13 @@ pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
         }
     };
     opened.map_err(|error| store_error(config, error))
+}
+
+/// What lies between two statements of a transaction are the runs of the messages between them.
+fn idle_timeout(config: &Config) -> Duration {
+    let walls = config.consumers.iter().map(|consumer| consumer.limits.wall);
+    let longest = walls.max().unwrap_or(config::Limits::default().wall);
+    longest.saturating_mul(QUIET_MESSAGES)
 }
 
 /// Where the broker is; `None` for the embedded one.

@@ -132,7 +132,8 @@ impl PostgresStore {
         Ok(connection)
     }
 
-    /// The server's side of a fresh session, after those of its name that were given up have ended.
+    /// The server's side of a fresh session, after those of its name that were given up have ended: whoever has the
+    /// new session finds nothing of theirs locked or undecided.
     async fn take_over(
         &self,
         connection: &mut PgConnection,
@@ -182,9 +183,9 @@ impl PostgresStore {
             .as_millis()
             .min(i32::MAX as u128);
         let lock_ms = self.options.lock_timeout.as_millis().min(i32::MAX as u128);
-        // A host that hangs with its transaction open must not hold its claims for hours. Between two
-        // statements lies at most the run of the messages between them, which the wall limit bounds.
-        let idle_ms = (statement_ms + 60_000).min(i32::MAX as u128);
+        // A host that hangs with its transaction open must not hold its claims for hours.
+        let idle_ms = self.options.idle_timeout.as_millis();
+        let idle_ms = (statement_ms + idle_ms).min(i32::MAX as u128);
         format!(
             "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
              WHERE pg_catalog.current_setting('synchronous_commit') <> 'remote_apply';\n\
