@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use lapin::types::ShortString;
+use tokio::time::timeout;
 
 use crate::amqp::{Address, ConnectError};
 use crate::config::{self, BrokerKind, Config, Order, Retention, StoreKind};
@@ -79,7 +80,7 @@ impl StartError {
             Self::Broker(ConnectError::Url(..)) => CONFIGURATION,
             Self::Broker(_)
             | Self::Queue {
-                error: QueueError::Connect(_),
+                error: QueueError::Connect(_) | QueueError::Silent(_),
                 ..
             } => UNAVAILABLE,
             Self::Sandbox(_) => 1,
@@ -370,15 +371,25 @@ async fn check_queues(
         }
         return Ok(());
     };
-    let connection = address.connect("hapax start").await?;
     for settings in &config.consumers {
         let failed = |error| StartError::Queue {
             consumer: settings.name.clone(),
             error,
         };
-        check_queue(&connection, settings).await.map_err(failed)?;
+        for left in (0..QUEUE_TRIES).rev() {
+            let connection = address.connect("hapax start").await?;
+            match timeout(address.connect_timeout, check_queue(&connection, settings)).await {
+                Ok(checked) => {
+                    checked.map_err(failed)?;
+                    let close = connection.close(200, ShortString::from("OK"));
+                    let _ = timeout(address.connect_timeout, close).await;
+                    break;
+                }
+                Err(_) if left > 0 => tracing::debug!(queue = %settings.queue, "No answer"),
+                Err(_) => return Err(failed(QueueError::Silent(settings.queue.clone()))),
+            }
+        }
     }
-    let _ = connection.close(200, ShortString::from("OK")).await;
     Ok(())
 }
 

@@ -88,13 +88,15 @@ impl AmqpSource {
             .connect(&format!("hapax {}", consumer.name))
             .await?;
         let refused = |error| refusal(&consumer.queue, error);
-        prepare(
+        let prepared = prepare(
             &connection,
             &consumer.queue,
             self.declare.as_ref(),
             consumer.is_strict(),
-        )
-        .await?;
+        );
+        tokio::time::timeout(self.address.connect_timeout, prepared)
+            .await
+            .map_err(|_| QueueError::Silent(consumer.queue.clone()))??;
         let channel = connection.create_channel().await.map_err(refused)?;
         // With the brake on one message is fetched to be tried, and no more.
         let narrow = consumer.gate.braked().is_some();
