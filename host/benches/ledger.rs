@@ -25,6 +25,7 @@ const KEYS: usize = 20_000;
 const OPTIONS: SessionOptions = SessionOptions {
     statement_timeout: Duration::from_secs(600),
     lock_timeout: Duration::from_secs(5),
+    idle_timeout: Duration::from_secs(60),
 };
 
 #[tokio::main]

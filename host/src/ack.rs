@@ -69,6 +69,8 @@ pub struct Window {
     /// The tag of the first slot.
     first: u64,
     slots: VecDeque<Slot>,
+    /// When the deliveries from the first slot on have come.
+    delivered: VecDeque<Instant>,
     /// Slots that are settled and not acked.
     settled: usize,
     /// How many settled slots may wait behind a hole.
@@ -83,10 +85,21 @@ impl Window {
         Self {
             first: 1,
             slots: VecDeque::new(),
+            delivered: VecDeque::new(),
             settled: 0,
             capacity: usize::from(prefetch).div_ceil(2),
             hole_since: None,
         }
+    }
+
+    /// Notes when the next delivery has come.
+    pub fn delivered(&mut self, now: Instant) {
+        self.delivered.push_back(now);
+    }
+
+    /// When the oldest delivery came that is not acknowledged.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.delivered.front().copied()
     }
 
     /// Marks a delivery as dealt with. A tag that was already acknowledged changes nothing.
@@ -147,6 +160,7 @@ impl Window {
                 open += 1;
             }
             self.slots.pop_front();
+            self.delivered.pop_front();
             self.first += 1;
         }
         self.settled -= open;

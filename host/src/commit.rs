@@ -44,6 +44,9 @@ pub struct Item {
     /// It was kept in the table under its key: it is no news to the ledger, and the first of its
     /// partition's line. Found out in the transaction.
     pub kept: bool,
+    /// An earlier pass of it ended in a COMMIT in doubt: what it sends may be in the outbox without this
+    /// host's knowing.
+    pub in_doubt: bool,
     pub received: Instant,
 }
 

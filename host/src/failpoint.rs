@@ -141,9 +141,9 @@ points! {
     BeforeOutboxDelete = "before-outbox-delete",
     /// Relay: they are removed.
     AfterOutboxDelete = "after-outbox-delete",
-    /// Relay: a row that could not be sent is about to be kept for later.
+    /// Relay: rows that cannot be sent, or wait for one that was not, are about to be kept for later.
     BeforeOutboxDefer = "before-outbox-defer",
-    /// Relay: it is kept.
+    /// Relay: they are kept.
     AfterOutboxDefer = "after-outbox-defer",
     /// Operator: parked rows are about to be replayed.
     BeforeReplay = "before-replay",
@@ -177,7 +177,7 @@ points! {
     BeforeSweep = "before-sweep",
     /// Sweep: they are forgotten, and the horizon stands.
     AfterSweep = "after-sweep",
-    /// Drain: the lanes have ended.
+    /// Drain: the lanes of a consumer have ended, its last acknowledgements are not sent.
     AfterLanes = "after-lanes",
     /// Drain: the last acknowledgements are out.
     AfterLastAcks = "after-last-acks",

@@ -55,8 +55,6 @@ pub struct Host {
     store: Arc<dyn Store>,
     /// No new messages, no new batches.
     stop: CancellationToken,
-    /// The lanes have ended: last acknowledgements.
-    finish: CancellationToken,
     /// The relay empties its memory.
     drain_relay: CancellationToken,
     /// Lanes drop what they run.
@@ -105,7 +103,6 @@ impl Host {
         let mut watched = Vec::with_capacity(parts.consumers.len());
         let mut host = Self {
             stop: CancellationToken::new(),
-            finish: CancellationToken::new(),
             drain_relay: CancellationToken::new(),
             abandon: CancellationToken::new(),
             give_up: CancellationToken::new(),
@@ -177,7 +174,6 @@ impl Host {
             lanes,
             prefetch: settings.prefetch,
             stop,
-            finish: self.finish.clone(),
         };
         match broker {
             Some(address) => {
@@ -263,8 +259,7 @@ impl Host {
     async fn drain_steps(&mut self) {
         self.stop.cancel();
         while self.workers.join_next().await.is_some() {}
-        failpoint::pass(Point::AfterLanes);
-        self.finish.cancel();
+        // Each leaves its queue when its lanes have ended.
         while self.sources.join_next().await.is_some() {}
         failpoint::pass(Point::AfterLastAcks);
         self.drain_relay.cancel();

@@ -198,7 +198,10 @@ impl Lane {
         }
         let mut together = Vec::with_capacity(batch.len());
         for work in self.recognise(batch).await? {
-            if work.alone {
+            if work.alone && work.is_forgotten() {
+                // One before it was given back, and must not be overtaken.
+                self.forget(&mut vec![work]);
+            } else if work.alone {
                 self.settle(std::mem::take(&mut together)).await?;
                 self.start_alone(work).await?;
             } else {
@@ -225,16 +228,19 @@ impl Lane {
         }
     }
 
-    /// Drops works whose channel is gone: the broker delivers them again.
+    /// Drops works whose channel is gone: the broker delivers them again. What is in doubt is not dropped: its
+    /// rows would be nobody's.
     fn forget(&self, works: &mut Vec<Work>) {
         let before = works.len();
-        works.retain(|work| !work.is_forgotten());
+        works.retain(|work| work.item.in_doubt || !work.is_forgotten());
         let forgotten = (before - works.len()) as u64;
         self.consumer.metrics.forgotten.inc_by(forgotten);
     }
 
     /// Commits a batch, whatever it takes.
-    async fn settle(&mut self, works: Vec<Work>) -> Result<(), Ended> {
+    async fn settle(&mut self, mut works: Vec<Work>) -> Result<(), Ended> {
+        // A part of a batch may have been given back, and must not be overtaken by the next.
+        self.forget(&mut works);
         if works.len() <= 1 {
             // A lane that has narrowed to single messages has to find its way back, too.
             for work in works {
@@ -406,7 +412,11 @@ impl Lane {
                     .batch_messages
                     .observe(items.len() as f64);
             }
-            Err(Setback::World(StoreError::InDoubt(_))) => self.relay.recover(self.number),
+            Err(Setback::World(StoreError::InDoubt(_))) => {
+                for item in items {
+                    item.in_doubt = true;
+                }
+            }
             Err(_) => {}
         }
         result
@@ -415,6 +425,10 @@ impl Lane {
     /// The batch is durable: tell the relay, the broker and the operator, in this order.
     fn conclude(&self, committed: Committed, items: &[Item], origins: Vec<Origin>) {
         self.relay.publish(committed.outgoing);
+        if items.iter().any(|item| item.in_doubt) {
+            // Not before: while the server was still at it, there was nothing to be found.
+            self.relay.recover(self.number);
+        }
         failpoint::pass(Point::BeforeSettle);
         let mut acks: Option<(Arc<AckQueue>, Vec<u64>)> = None;
         for origin in &origins {

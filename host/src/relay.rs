@@ -3,7 +3,7 @@
 //! Rows come from memory right after their commit; the table is polled only for rows that are due and for
 //! those of hosts that are gone. A row is removed after the broker has confirmed it AND not returned it.
 //! What cannot be sent stays, with backoff, visible, and stands in nobody's way but that of its own
-//! ordering key.
+//! ordering key, whose later rows wait in the table and not in memory.
 //!
 //! A message may reach the broker twice, with the same id. The relay never reads the incoming message.
 
@@ -44,6 +44,10 @@ const POLL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause before rows that wait behind an older one of their ordering key are looked at again.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long rows wait in memory for an older one of their ordering key that is not there. Longer than a row is
+/// mostly on its way on another host; then they leave their room to others.
+const BLOCKED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Backoff of rows that could not be sent.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -126,7 +130,8 @@ impl RelayHandle {
         }
     }
 
-    /// Looks for rows of a lane whose commit was in doubt.
+    /// Looks for rows of a lane whose commit was in doubt. To be asked when it is not any more: once the claims
+    /// of its messages were answered again, its transaction is over, and what it has left can be seen.
     pub fn recover(&self, lane: i16) {
         let _ = self.commands.send(Command::Recover(lane));
     }
@@ -319,6 +324,27 @@ impl Relay {
             let blocked = session.outbox_blocked(&heads).await?;
             self.queue.release(&heads, &blocked);
         }
+        self.give_back(draining).await
+    }
+
+    /// Rows that wait for one that is not here leave memory, in which they would stop the lanes and the drain.
+    /// Whoever takes the older one takes them with it.
+    async fn give_back(&mut self, draining: bool) -> Result<(), StoreError> {
+        let patience = match draining || self.memory.is_full() {
+            true => Duration::ZERO,
+            false => BLOCKED_PATIENCE,
+        };
+        let stuck = self.queue.stuck(patience, BLOCK_ROWS);
+        if let Some(session) = self.session.as_mut()
+            && !stuck.is_empty()
+        {
+            failpoint::pass(Point::BeforeOutboxDefer);
+            session.outbox_give_back(self.host, &stuck).await?;
+            failpoint::pass(Point::AfterOutboxDefer);
+            for record in self.queue.leave(&stuck) {
+                self.memory.remove(&record);
+            }
+        }
         Ok(())
     }
 
@@ -458,7 +484,8 @@ impl Relay {
             Err(error) => {
                 self.session = None;
                 if matches!(error, StoreError::InDoubt(_)) {
-                    // Rows may have become this host's without its knowing which.
+                    // Rows may have become this host's without its knowing which. They are looked for by the
+                    // next session, whose announcement waits for the lock of the lost one: that is over then.
                     self.recover.push(TAKEN_LANE);
                 }
                 if self.store_trouble.tries() == 1 {

@@ -208,7 +208,7 @@ impl Tally {
 /// A store for the tests of the contract: nothing fails in it, and nothing takes time.
 pub(crate) fn calm_store(lock_timeout: Duration) -> ModelStore {
     let now = crate::clock::now_micros();
-    ModelStore(Arc::new(Database::new(
+    ModelStore::new(Arc::new(Database::new(
         Arc::new(Faults::none()),
         lock_timeout,
         now,

@@ -26,10 +26,8 @@ pub struct Feed {
     pub consumer: Arc<Consumer>,
     pub lanes: Lanes,
     pub prefetch: u16,
-    /// Stop taking messages; acknowledgements go on.
+    /// Stop taking messages; acknowledgements go on until the lanes have ended.
     pub stop: CancellationToken,
-    /// The lanes have ended: send the last acknowledgements and leave.
-    pub finish: CancellationToken,
 }
 
 impl Feed {

@@ -283,6 +283,9 @@ pub struct SessionOptions {
     pub statement_timeout: Duration,
     /// For a row or a key that another transaction holds; zero waits as long as the statement may.
     pub lock_timeout: Duration,
+    /// For an open transaction without a statement, beyond what one statement may take. A host that hangs or is
+    /// cut off holds its claims for so long.
+    pub idle_timeout: Duration,
 }
 
 /// A database.
@@ -587,6 +590,11 @@ pub trait Session: Send {
         delay: Duration,
         error: &str,
     ) -> Result<(), StoreError>;
+
+    /// Leaves rows of `host` to whoever takes the older ones of their ordering keys: they are due when the oldest
+    /// one is, now if that has no time of its own. No attempt of theirs is counted.
+    async fn outbox_give_back(&mut self, host: HostId, sequences: &[i64])
+    -> Result<(), StoreError>;
 
     async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError>;
 

@@ -48,6 +48,55 @@ pub async fn the_server_ends_the_session_in_the_middle_of_it(place: &Place) -> C
     interrupted(place, "pg_terminate_backend").await
 }
 
+/// The server is still at the COMMIT when the line goes, and it commits later: while the host looks for what
+/// became of it, there is nothing to be seen.
+pub async fn the_line_is_reset_while_the_server_is_at_it(place: &Place) -> Checked {
+    let server = Postgres::start("postgres-late").await?;
+    let proxy = Proxy::to(server.address()).await?;
+    let scene = Scene::with(Store::postgres_on(&server).await?).await?;
+    let through = scene.store.url_through(proxy.address());
+    let config = Config::new("host", &through, &scene.broker.url).consumer(scene.probe()?);
+    let host = Host::start(place, &config).await?;
+
+    let store = &scene.store;
+    commits_wait_for_a_standby(store).await?;
+    scene.publish(&[scene::ordinary("k")]).await?;
+    until_waiting(store, 1).await?;
+    proxy.tear_commits();
+    // The server's process outlives its client, until it looks for it or is told to end.
+    until_waiting(store, 0).await?;
+    commits_wait_no_more(store).await?;
+
+    host.until_metric("hapax_duplicates_total", 1).await?;
+    scene.finish(host).await?;
+    assert_each_once(&scene, &["k".to_owned()]).await
+}
+
+async fn commits_wait_for_a_standby(store: &Store) -> Checked {
+    store
+        .execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        .await?;
+    store.execute("SELECT pg_reload_conf()").await
+}
+
+async fn commits_wait_no_more(store: &Store) -> Checked {
+    store
+        .execute("ALTER SYSTEM RESET synchronous_standby_names")
+        .await?;
+    store.execute("SELECT pg_reload_conf()").await
+}
+
+/// Waits until so many processes of the server wait for the standby.
+async fn until_waiting(store: &Store, processes: i64) -> Checked {
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    wait::until_equal(
+        "the commits that wait for a standby",
+        processes,
+        async || store.number(waiting).await,
+    )
+    .await
+}
+
 async fn interrupted(place: &Place, interrupt: &str) -> Checked {
     let server = Postgres::start(&format!("postgres-{interrupt}")).await?;
     let scene = Scene::with(Store::postgres_on(&server).await?).await?;
@@ -55,10 +104,7 @@ async fn interrupted(place: &Place, interrupt: &str) -> Checked {
     let host = Host::start(place, &config).await?;
 
     let store = &scene.store;
-    store
-        .execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-        .await?;
-    store.execute("SELECT pg_reload_conf()").await?;
+    commits_wait_for_a_standby(store).await?;
     let orders = publish(&scene).await?;
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
     wait::until(

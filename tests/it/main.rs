@@ -152,6 +152,7 @@ fn main() -> ExitCode {
             once:
                 the_line_is_cut_before_the_server_sees_it,
                 the_line_is_cut_after_the_server_has_committed,
+                the_line_is_reset_while_the_server_is_at_it,
                 the_server_answers_it_with_a_warning,
                 the_server_ends_the_session_in_the_middle_of_it;
         }
@@ -246,6 +247,8 @@ fn main() -> ExitCode {
                 an_unroutable_message_stays_and_is_sent_once_the_binding_exists,
                 an_unroutable_message_may_be_dropped_where_the_target_says_so,
                 bad_targets_do_not_hold_up_good_messages,
+                messages_behind_one_that_cannot_be_sent_do_not_hold_up_the_drain,
+                messages_behind_one_that_cannot_be_sent_do_not_stop_the_lanes,
                 what_a_killed_host_left_behind_is_sent;
         }
         bad_messages {
@@ -278,6 +281,9 @@ fn main() -> ExitCode {
         strict_order {
             once:
                 is_kept_when_another_host_takes_over,
+                is_kept_when_the_active_host_drains,
+                is_kept_when_the_active_host_of_a_quorum_queue_drains,
+                is_kept_when_a_pause_reaches_one_host_before_the_other,
                 needs_a_queue_with_one_active_consumer,
                 is_kept_on_the_embedded_broker;
             each store:
@@ -306,7 +312,9 @@ fn main() -> ExitCode {
         outage {
             once:
                 across_five_restarts_it_loses_no_message,
-                longer_than_the_broker_waits_it_gives_messages_back_once;
+                longer_than_the_broker_waits_it_gives_messages_back_once,
+                one_message_for_long_is_given_back_beside_busy_lanes,
+                a_consumer_that_is_stopped_gives_back_what_it_holds;
         }
         service_manager {
             once: hears_of_start_life_and_stop;
@@ -316,6 +324,7 @@ fn main() -> ExitCode {
                 apply_each_order_once_where_transactions_are_serializable,
                 keep_the_order_of_a_key_when_one_dies_before_it_publishes,
                 do_not_wait_for_one_that_hangs,
+                do_not_wait_for_one_that_is_cut_off,
                 do_not_wait_for_one_that_was_killed,
                 lose_no_increment_of_one_state_key,
                 share_a_sqlite_file_between_lane_relay_sweep_and_commands;

@@ -1,7 +1,9 @@
-//! The database is away for long: what the broker counts against a message must stay small.
+//! Messages cannot be worked on for long: what the broker counts against them must stay small, and nobody sits
+//! on them for longer than the broker lets him.
 
 use anyhow::ensure;
 use lapin::types::{AMQPValue, FieldTable};
+use sqlx::{Connection, PgConnection};
 
 use crate::Checked;
 use crate::support::broker::Message;
@@ -83,7 +85,7 @@ pub async fn longer_than_the_broker_waits_it_gives_messages_back_once(place: &Pl
     let config = scene
         .config("host", consumer()?)
         .with_store(&scene.store.url_through(proxy.address()))
-        .broker_line("consumer-timeout = \"2s\"");
+        .broker_line("consumer-timeout = \"8s\"");
     let host = Host::start(place, &config).await?;
     proxy.refuse(true);
     proxy.cut();
@@ -117,5 +119,88 @@ pub async fn longer_than_the_broker_waits_it_gives_messages_back_once(place: &Pl
         log()?.matches("Messages given back").count() == 1,
         "the messages went to and fro"
     );
+    assert_all_applied(&scene, host).await
+}
+
+/// Another transaction holds the key of one message for longer than the broker waits, while others are finished
+/// all the time: their acknowledgements do not hide it.
+pub async fn one_message_for_long_is_given_back_beside_busy_lanes(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    declare(&scene, 100).await?;
+    let config = scene
+        .config("host", consumer()?)
+        .store_line("lock-timeout = \"200ms\"")
+        .broker_line("consumer-timeout = \"2s\"");
+    let host = Host::start(place, &config).await?;
+    let mut other = PgConnection::connect(&scene.store.url).await?;
+    sqlx::raw_sql(
+        "BEGIN; INSERT INTO hapax_ledger (consumer, key, fate, attempts, fingerprint, plugin) \
+         SELECT id, 'held', 1, 1, '', '' FROM hapax_consumer",
+    )
+    .execute(&mut other)
+    .await?;
+    scene
+        .broker
+        .publish(QUEUE, &[scene::ordinary("held")])
+        .await?;
+    let mut others = 0;
+    wait::until("the message to be given back", wait::PATIENCE, async || {
+        let order = format!("{others:04}");
+        let published = [scene::ordinary(&order)];
+        scene.broker.publish(QUEUE, &published).await?;
+        others += 1;
+        let log = std::fs::read_to_string(place.dir.join("host.log"))?;
+        let told = log.contains("three quarters of the broker's consumer_timeout");
+        Ok(told.then_some(()))
+    })
+    .await?;
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
+    other.close().await?;
+    host.until_metric("hapax_committed_total", others + 1)
+        .await?;
+    scene::until_settled(&host, &scene.broker, QUEUE, &scene.store).await?;
+    host.stop().await?;
+    assert_eq!(scene.effects().await?.len() as u64, others + 1);
+    Ok(())
+}
+
+/// The host lives on without one of its consumers: what that one had fetched is for others.
+pub async fn a_consumer_that_is_stopped_gives_back_what_it_holds(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    declare(&scene, 100).await?;
+    let config = scene
+        .config("host", consumer()?)
+        .store_line("lock-timeout = \"200ms\"");
+    let mut host = Host::start(place, &config).await?;
+    let mut other = PgConnection::connect(&scene.store.url).await?;
+    sqlx::raw_sql("BEGIN; LOCK TABLE t_effects IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut other)
+        .await?;
+    scene.broker.publish(QUEUE, &messages()).await?;
+    host.until_metric("hapax_deliveries_total", MESSAGES as u64)
+        .await?;
+    let rules = "UPDATE hapax_consumer SET key_rule = ";
+    let before = scene
+        .store
+        .texts("SELECT key_rule FROM hapax_consumer")
+        .await?;
+    scene.store.execute(&format!("{rules}'another'")).await?;
+    wait::until(
+        "the messages to be given back",
+        wait::PATIENCE,
+        async || {
+            let depth = scene.broker.depth(QUEUE).await?;
+            Ok((depth.consumers == 0 && depth.ready as usize == MESSAGES).then_some(()))
+        },
+    )
+    .await?;
+    ensure!(host.is_running()?, "the host has ended");
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
+    other.close().await?;
+    host.stop().await?;
+
+    let restored = format!("{rules}'{}'", before[0].replace('\'', "''"));
+    scene.store.execute(&restored).await?;
+    let host = Host::start(place, &config).await?;
     assert_all_applied(&scene, host).await
 }

@@ -142,6 +142,87 @@ fn huge_header() -> Value {
     json!({"publish": {"target": "out", "body": {"order_id": "huge"}, "headers": {"huge": value}}})
 }
 
+fn ordered(target: &str, order: &str) -> Value {
+    json!({"publish": {"target": target, "ordering_key": "account", "body": {"order_id": order}}})
+}
+
+/// The later messages of an ordering key wait for one that has nowhere to go. A host that stops leaves all of
+/// them to whoever comes next, and they come out in their order.
+pub async fn messages_behind_one_that_cannot_be_sent_do_not_hold_up_the_drain(
+    place: &Place,
+    scene: Scene,
+) -> Checked {
+    scene.broker.declare_exchange("events", false).await?;
+    let targets = r#"{ events = { exchange = "events", routing-key = "paid" } }"#;
+    let consumer = scene.probe()?.set("targets", targets).set("lanes", "1");
+    let config = scene.config("host", consumer);
+    let host = Host::start(place, &config).await?;
+    let orders: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
+    let (early, late) = orders.split_at(10);
+    let messages = |orders: &[String]| {
+        let orders = orders.iter();
+        let messages = orders.map(|order| message(order, &[ordered("events", order)]));
+        messages.collect::<Vec<_>>()
+    };
+    scene.publish(&messages(early)).await?;
+    host.until_metric("hapax_committed_total", 10).await?;
+    host.until_metric("hapax_relay_returned_total", 1).await?;
+    // Some of them have left memory by themselves when others come.
+    wait::until_equal("the messages in memory", 0, async || {
+        host.metric("hapax_relay_in_memory").await
+    })
+    .await?;
+    scene.publish(&messages(late)).await?;
+    host.until_metric("hapax_committed_total", 20).await?;
+    host.stop().await?;
+    assert_eq!(scene.store.count("hapax_outbox").await?, 20);
+
+    scene.broker.bind(OUT, "events", "paid").await?;
+    let host = Host::start(place, &config).await?;
+    scene.finish(host).await?;
+    let mut received = Vec::new();
+    for message in scene.broker.drain(OUT).await? {
+        let order = message.json()?["order_id"].as_str().map(str::to_owned);
+        received.extend(order);
+    }
+    received.dedup();
+    assert_eq!(received, orders);
+    Ok(())
+}
+
+/// More messages than the relay keeps in memory wait for one that has nowhere to go: the lanes go on.
+pub async fn messages_behind_one_that_cannot_be_sent_do_not_stop_the_lanes(
+    place: &Place,
+    scene: Scene,
+) -> Checked {
+    const EACH: usize = 1_000;
+    const MESSAGES: usize = 17;
+    scene.broker.declare_exchange("events", false).await?;
+    let targets = r#"{ events = { exchange = "events", routing-key = "paid" }, out = { exchange = "", routing-key = "out" } }"#;
+    let consumer = scene
+        .probe()?
+        .set("targets", targets)
+        .set("lanes", "1")
+        .set("limits", r#"{ cpu = "20s", wall = "60s" }"#);
+    let host = Host::start(place, &scene.config("host", consumer)).await?;
+    let many = json!({"repeat": [EACH, [ordered("events", "late")]]});
+    let messages: Vec<Message> = (0..MESSAGES)
+        .map(|number| message(&number.to_string(), std::slice::from_ref(&many)))
+        .collect();
+    scene.publish(&messages).await?;
+    host.until_metric("hapax_committed_total", MESSAGES as u64)
+        .await?;
+    scene.publish(&[scene::ordinary("k")]).await?;
+    let received = scene.broker.receive(OUT, 1).await?;
+    assert_eq!(scene::sent(&received)?, ["k"]);
+    let waiting = i64::try_from(EACH * MESSAGES)?;
+    wait::until_equal("the messages that wait", waiting, async || {
+        scene.store.count("hapax_outbox").await
+    })
+    .await?;
+    host.stop().await
+}
+
 /// A host is killed between commit and publish: the next one sends what it left behind.
 pub async fn what_a_killed_host_left_behind_is_sent(place: &Place, scene: Scene) -> Checked {
     scene.broker.declare_exchange("events", false).await?;

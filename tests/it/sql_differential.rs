@@ -135,6 +135,7 @@ pub async fn what_is_allowed_touches_what_was_granted_on_postgres(_place: &Place
     let options = SessionOptions {
         statement_timeout: Duration::from_secs(10),
         lock_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(60),
     };
     let hapax = PostgresStore::new(&store.url, "public", options)?;
     let mut session = hapax.session("differential").await?;

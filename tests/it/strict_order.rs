@@ -10,9 +10,10 @@ use crate::Checked;
 use crate::support::broker::Message;
 use crate::support::host::{self, Config, Consumer, Host};
 use crate::support::place::Place;
+use crate::support::proxy::Proxy;
 use crate::support::scene::{self, OUT, Scene};
 use crate::support::store::Store;
-use crate::support::wait;
+use crate::support::{servers, wait};
 
 /// A queue with one active consumer.
 const QUEUE: &str = "strict";
@@ -51,7 +52,14 @@ fn strict(consumer: Consumer) -> Consumer {
 }
 
 async fn declare(scene: &Scene) -> Checked {
+    declare_as(scene, "classic").await
+}
+
+async fn declare_as(scene: &Scene, kind: &str) -> Checked {
     let mut arguments = FieldTable::default();
+    if kind != "classic" {
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+    }
     arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     scene.broker.declare_with(QUEUE, arguments).await
 }
@@ -243,10 +251,30 @@ pub async fn is_kept_through_sigkills(place: &Place, scene: Scene) -> Checked {
     Ok(())
 }
 
+/// How the active host ends.
+#[derive(Clone, Copy)]
+enum End {
+    Killed,
+    Drained,
+}
+
 /// Two hosts; the active one is killed, and the other one takes over behind it.
 pub async fn is_kept_when_another_host_takes_over(place: &Place) -> Checked {
+    taken_over(place, "classic", End::Killed).await
+}
+
+/// A rolling restart: the active host drains with its hands full, and the other one takes over behind it.
+pub async fn is_kept_when_the_active_host_drains(place: &Place) -> Checked {
+    taken_over(place, "classic", End::Drained).await
+}
+
+pub async fn is_kept_when_the_active_host_of_a_quorum_queue_drains(place: &Place) -> Checked {
+    taken_over(place, "quorum", End::Drained).await
+}
+
+async fn taken_over(place: &Place, kind: &str, end: End) -> Checked {
     let scene = Scene::postgres(place).await?;
-    declare(&scene).await?;
+    declare_as(&scene, kind).await?;
     let mut random = place.random();
     let (accounts, each) = (["a", "b", "c"], 100);
     let mut messages = Vec::new();
@@ -257,10 +285,9 @@ pub async fn is_kept_when_another_host_takes_over(place: &Place) -> Checked {
             messages.push(message(account, number, if fails { &retried } else { &[] }));
         }
     }
-    let configs = [
-        scene.config("first", consumer(&scene)?.set("batch", "8")),
-        scene.config("second", consumer(&scene)?.set("batch", "8")),
-    ];
+    // The backlog is larger than what one host fetches.
+    let consumer = consumer(&scene)?.set("batch", "8").set("prefetch", "40");
+    let configs = ["first", "second"].map(|label| scene.config(label, consumer.clone()));
     let mut hosts = Vec::new();
     for config in &configs {
         hosts.push(Host::start(place, config).await?);
@@ -273,7 +300,11 @@ pub async fn is_kept_when_another_host_takes_over(place: &Place) -> Checked {
             Ok((committed >= kill * 30).then_some(()))
         })
         .await?;
-        let victim = hosts.remove(0);
+        let mut victim = hosts.remove(0);
+        if matches!(end, End::Drained) {
+            victim.sigterm()?;
+            assert_eq!(victim.exit_code().await?, 0);
+        }
         let mut next = victim.launch_after(place, &configs)?;
         next.until_ready().await?;
         hosts.push(next);
@@ -290,6 +321,50 @@ pub async fn is_kept_when_another_host_takes_over(place: &Place) -> Checked {
     for account in accounts {
         assert_eq!(orders[account], in_order(account, 0..each));
     }
+    Ok(())
+}
+
+/// An operator's pause reaches the active host first, and the other one while its database is slow to answer: the
+/// one that leaves must not leave to the other what comes after its own messages.
+pub async fn is_kept_when_a_pause_reaches_one_host_before_the_other(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    declare(&scene).await?;
+    let messages = (0..300).map(|number| fine("a", number));
+    let consumer = consumer(&scene)?.set("batch", "4").set("prefetch", "40");
+    let proxy = Proxy::to(servers::postgres().await?.address()).await?;
+    let through = scene.store.url_through(proxy.address());
+    let active = Host::start(place, &scene.config("active", consumer.clone())).await?;
+    let deaf = scene.config("deaf", consumer).with_store(&through);
+    let deaf = Host::start(place, &deaf).await?;
+    let subscribed = async |hosts: u32| {
+        wait::until_equal("the hosts that are subscribed", hosts, async || {
+            Ok(scene.broker.depth(QUEUE).await?.consumers)
+        })
+        .await
+    };
+    subscribed(2).await?;
+    proxy.silence(true);
+    scene
+        .broker
+        .publish(QUEUE, &messages.collect::<Vec<_>>())
+        .await?;
+    active.until_metric("hapax_committed_total", 20).await?;
+    let told = active.cli(&["consumers", "pause", "probe"]).await?;
+    ensure!(told.code == Some(0), "{told:?}");
+    subscribed(1).await?;
+    deaf.until_metric("hapax_deliveries_total", 1).await?;
+    proxy.silence(false);
+    subscribed(0).await?;
+    let told = active.cli(&["consumers", "resume", "probe"]).await?;
+    ensure!(told.code == Some(0), "{told:?}");
+    wait::until_equal("the committed keys", 300, async || {
+        Ok(scene.store.fates().await?.committed)
+    })
+    .await?;
+    scene.store.until_outbox_empty().await?;
+    active.stop().await?;
+    deaf.stop().await?;
+    assert_eq!(come_out(&scene).await?["a"], in_order("a", 0..300));
     Ok(())
 }
 

@@ -1,7 +1,5 @@
 //! Two hosts on one database, and one of them in trouble or in the other's way.
 
-use std::time::Duration;
-
 use anyhow::ensure;
 use hapax::failpoint::Point;
 use serde_json::json;
@@ -10,6 +8,7 @@ use crate::Checked;
 use crate::support::host::{Config, Consumer, Host};
 use crate::support::orders::{self, Orders};
 use crate::support::place::Place;
+use crate::support::proxy::{Commits, Proxy};
 use crate::support::scene::{self, IN, OUT, Scene, message};
 use crate::support::store::{Kind, Store};
 use crate::support::{servers, wait};
@@ -87,19 +86,25 @@ pub async fn keep_the_order_of_a_key_when_one_dies_before_it_publishes(place: &P
     second.stop().await
 }
 
+/// An idle transaction lives as long as a statement and twelve messages may take: here some seconds.
+fn impatient(scene: &Scene) -> anyhow::Result<Consumer> {
+    let limits = r#"{ wall = "500ms" }"#;
+    Ok(scene.probe()?.set("lanes", "1").set("limits", limits))
+}
+
+fn impatient_store(config: Config) -> Config {
+    config
+        .store_line("statement-timeout = \"1s\"")
+        .store_line("lock-timeout = \"200ms\"")
+}
+
 /// A host stops in the middle of a transaction and keeps its claims: others wait for that key alone, and only
 /// as long as the server lets an idle transaction live.
 pub async fn do_not_wait_for_one_that_hangs(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
-    // An idle transaction lives a minute longer than a statement may take.
     let config = |label: &str| {
-        let consumer = scene.probe()?.set("lanes", "1").set("prefetch", "8");
-        let config = scene.config(label, consumer);
-        Ok::<_, anyhow::Error>(
-            config
-                .store_line("statement-timeout = \"1s\"")
-                .store_line("lock-timeout = \"200ms\""),
-        )
+        let consumer = impatient(&scene)?.set("prefetch", "8");
+        Ok::<_, anyhow::Error>(impatient_store(scene.config(label, consumer)))
     };
     let hanging = Host::launch_armed(place, &config("hanging")?, Some("after-claim=stop"))?;
     scene.publish(&[scene::ordinary("k")]).await?;
@@ -119,7 +124,7 @@ pub async fn do_not_wait_for_one_that_hangs(place: &Place) -> Checked {
     assert_eq!(scene.store.number(key).await?, 0);
     wait::until(
         "the hanging transaction to be ended",
-        Duration::from_secs(120),
+        wait::PATIENCE,
         async || Ok((scene.store.number(key).await? == 1).then_some(())),
     )
     .await?;
@@ -131,8 +136,48 @@ pub async fn do_not_wait_for_one_that_hangs(place: &Place) -> Checked {
     Ok(())
 }
 
-/// A host whose connection to the database is cut, not closed, in the middle of a transaction, and one that is
-/// killed there: the server notices a killed client at once and the other host goes on.
+/// A host is cut off from broker and database in the middle of a transaction, and nobody closes anything: the broker
+/// misses its heartbeats and gives its message to another host, which waits for the claim no longer than the
+/// server lets an idle transaction live.
+pub async fn do_not_wait_for_one_that_is_cut_off(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let to_database = Proxy::to(servers::postgres().await?.address()).await?;
+    let to_broker = Proxy::to(servers::rabbit().await?.address()).await?;
+    let config = |label: &str, store: &str, broker: &str| {
+        let config = Config::new(label, store, broker).broker_line("heartbeat = \"1s\"");
+        Ok::<_, anyhow::Error>(impatient_store(config).consumer(impatient(&scene)?))
+    };
+    let through = scene.store.url_through(to_database.address());
+    let broker = scene.broker.url_through(to_broker.address());
+    let cut_off = Host::start(place, &config("cut-off", &through, &broker)?).await?;
+    to_database.commits(Commits::Hold);
+    scene.publish(&[scene::ordinary("k")]).await?;
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' \
+                AND application_name = 'hapax probe 0' AND backend_xid IS NOT NULL AND datname = current_database()";
+    wait::until_equal("the open transaction", 1, async || {
+        scene.store.number(open).await
+    })
+    .await?;
+    to_database.silence(true);
+    to_broker.silence(true);
+
+    let host = Host::start(place, &config("host", &scene.store.url, &scene.broker.url)?).await?;
+    host.until_metric("hapax_committed_total", 1).await?;
+    assert_eq!(scene.effects().await?, ["k/0"]);
+
+    // What comes back finds its transaction ended, and its message dealt with.
+    to_database.commits(Commits::Pass);
+    to_database.silence(false);
+    to_broker.silence(false);
+    scene::until_settled(&host, &scene.broker, IN, &scene.store).await?;
+    cut_off.stop().await?;
+    scene.finish(host).await?;
+    assert_eq!(scene.effects().await?, ["k/0"]);
+    assert_eq!(scene.sent().await?, ["k"]);
+    Ok(())
+}
+
+/// A host is killed in the middle of a transaction: the server notices at once and the other host goes on.
 pub async fn do_not_wait_for_one_that_was_killed(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
     let config =

@@ -43,6 +43,7 @@ impl Stage {
         let options = SessionOptions {
             statement_timeout: Duration::from_secs(30),
             lock_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(60),
         };
         let store = SqliteStore::open(&place.path().join("bench.db"), options).expect("a store");
         store.migrate().await.expect("its tables");

@@ -130,3 +130,26 @@ proptest! {
         prop_assert!(broker.outstanding.is_empty(), "never acked: {:?}", broker.outstanding);
     }
 }
+
+#[test]
+fn the_oldest_delivery_is_the_oldest_that_is_not_acknowledged() {
+    let mut window = Window::new(100);
+    let start = Instant::now();
+    let at = |number| start + HOLE_PATIENCE * number;
+    assert_eq!(window.oldest(), None);
+    for number in 1..=4 {
+        window.delivered(at(number));
+    }
+    settle(&mut window, &[1, 3, 4]);
+    window.frames(at(4));
+    assert_eq!(window.oldest(), Some(at(2)), "others were dealt with since");
+    window.delivered(at(5));
+    window.last_frames();
+    assert_eq!(window.oldest(), Some(at(2)));
+    settle(&mut window, &[2]);
+    window.frames(at(6));
+    assert_eq!(window.oldest(), Some(at(5)));
+    settle(&mut window, &[5]);
+    window.frames(at(6));
+    assert_eq!(window.oldest(), None);
+}

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use crate::amqp::{self, Address, ConnectError};
 use crate::config::{self, BrokerKind, Config, Order, Retention, StoreKind};
@@ -79,7 +80,7 @@ impl StartError {
             Self::Broker(ConnectError::Url(..)) => CONFIGURATION,
             Self::Broker(_)
             | Self::Queue {
-                error: QueueError::Connect(_),
+                error: QueueError::Connect(_) | QueueError::Silent(_),
                 ..
             } => UNAVAILABLE,
             Self::Sandbox(_) => 1,
@@ -102,11 +103,19 @@ pub struct Parts<'c> {
     pub plugins: Vec<Arc<PluginFile>>,
 }
 
+/// How many messages that take all the time they may a host may run between two statements of a transaction.
+const QUIET_MESSAGES: u32 = 12;
+
+/// How often a queue is looked at when nothing is heard of it. A refusal closes a channel, and now and then the
+/// client library loses its connection to that without a word.
+const QUEUE_TRIES: u32 = 3;
+
 /// Opens the store that the configuration names. Does not look at its tables.
 pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     let options = SessionOptions {
         statement_timeout: config.store.statement_timeout,
         lock_timeout: config.store.lock_timeout,
+        idle_timeout: idle_timeout(config),
     };
     let opened: Result<Arc<dyn Store>, StoreError> = match &config.store.kind {
         StoreKind::Sqlite { path } => SqliteStore::open_for(path, options, largest_value(config))
@@ -131,6 +140,13 @@ fn largest_value(config: &Config) -> u64 {
         ]
     });
     consumers.max().unwrap_or(16 << 20) + BESIDE_THE_BODY
+}
+
+/// What lies between two statements of a transaction are the runs of the messages between them.
+fn idle_timeout(config: &Config) -> Duration {
+    let walls = config.consumers.iter().map(|consumer| consumer.limits.wall);
+    let longest = walls.max().unwrap_or(config::Limits::default().wall);
+    longest.saturating_mul(QUIET_MESSAGES)
 }
 
 /// Where the broker is; `None` for the embedded one.
@@ -370,15 +386,24 @@ async fn check_queues(
         }
         return Ok(());
     };
-    let connection = address.connect("hapax start").await?;
     for settings in &config.consumers {
         let failed = |error| StartError::Queue {
             consumer: settings.name.clone(),
             error,
         };
-        check_queue(&connection, settings).await.map_err(failed)?;
+        for left in (0..QUEUE_TRIES).rev() {
+            let connection = address.connect("hapax start").await?;
+            match timeout(address.connect_timeout, check_queue(&connection, settings)).await {
+                Ok(checked) => {
+                    checked.map_err(failed)?;
+                    amqp::close(&connection).await;
+                    break;
+                }
+                Err(_) if left > 0 => tracing::debug!(queue = %settings.queue, "No answer"),
+                Err(_) => return Err(failed(QueueError::Silent(settings.queue.clone()))),
+            }
+        }
     }
-    amqp::close(&connection).await;
     Ok(())
 }
 

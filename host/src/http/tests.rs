@@ -23,6 +23,7 @@ async fn start(config: &Arc<Config>, directory: &Path) -> Result<Servers, Listen
     let options = SessionOptions {
         statement_timeout: Duration::from_secs(5),
         lock_timeout: Duration::from_secs(5),
+        idle_timeout: Duration::from_secs(60),
     };
     let file = directory.join(format!("{}.db", fastrand::u64(..)));
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&file, options).expect("a store"));

@@ -41,6 +41,13 @@ impl Lanes {
         let lane = usize::try_from(lane).expect("a remainder is not negative");
         let _ = self.0[lane].send(work).await;
     }
+
+    /// Waits until all of them have ended, in whatever way: what is settled then is all that will be.
+    pub async fn ended(&self) {
+        for lane in &self.0 {
+            lane.closed().await;
+        }
+    }
 }
 
 impl Inbox {

@@ -39,6 +39,7 @@ impl Place {
         let options = SessionOptions {
             statement_timeout: Duration::from_secs(5),
             lock_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
         };
         let file = directory.path().join("hapax.db");
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&file, options).expect("a store"));

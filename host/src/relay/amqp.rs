@@ -4,16 +4,17 @@
 //! of the rows beside it. Those go again one by one on a channel of their own, until the bad ones are
 //! found out; the good ones have gone at most twice.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
+use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
 
 use crate::amqp::{self, Address, hand_over};
 use crate::failpoint::{self, Point};
-use crate::message::{Message, encode_properties};
+use crate::message::Message;
 use crate::store::OutboxRecord;
 
 use super::{Lost, Publisher, Sent};
@@ -109,7 +110,7 @@ impl AmqpPublisher {
                 Sending::Refused(text) => Confirm::Refused(text),
                 Sending::Failed => Confirm::Lost,
                 Sending::Sent(confirm) => match confirm.await {
-                    Ok(confirmation) => Confirm::Answer(Box::new(confirmation)),
+                    Ok(confirmation) => Confirm::of(confirmation),
                     Err(_) => Confirm::Lost,
                 },
             });
@@ -270,58 +271,106 @@ async fn send(channel: &Channel, record: &OutboxRecord, frame_max: usize) -> Sen
     }
 }
 
-/// What tells two messages of a block apart, as a return repeats it.
-fn identity(message: &Message) -> (String, String, Vec<u8>) {
-    (
-        message.exchange.clone(),
-        message.routing_key.clone(),
-        encode_properties(&message.properties),
-    )
-}
-
+/// What the broker has said of one publish.
 enum Confirm {
-    Answer(Box<Confirmation>),
+    /// It confirms or refuses, and with it comes a message that it returns: not always the one that was published.
+    Ack(Option<Return>),
+    Nack(Option<Return>),
+    /// It was not sent.
     Refused(String),
     Lost,
 }
 
-/// Matches returns to rows by their properties and destination: a confirm for several messages at once does
-/// not say which of them came back, and two messages may have one id.
-fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate> {
-    let mut returned = HashSet::new();
-    let mut text = String::new();
-    for confirm in &confirms {
-        let Confirm::Answer(answer) = confirm else {
-            continue;
+/// A message that came back.
+struct Return {
+    exchange: String,
+    routing_key: String,
+    message_id: Option<String>,
+    text: String,
+}
+
+impl Confirm {
+    fn of(confirmation: Confirmation) -> Self {
+        let returned = |message: Option<BasicReturnMessage>| {
+            message.map(|message| Return {
+                exchange: message.delivery.exchange.to_string(),
+                routing_key: message.delivery.routing_key.to_string(),
+                message_id: id(&message.delivery.properties),
+                text: message.reply_text.to_string(),
+            })
         };
-        if let Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message)) = &**answer {
-            let delivery = &message.delivery;
-            returned.insert((
-                delivery.exchange.to_string(),
-                delivery.routing_key.to_string(),
-                encode_properties(&delivery.properties),
-            ));
-            text = message.reply_text.to_string();
+        match confirmation {
+            Confirmation::Ack(message) => Self::Ack(returned(message)),
+            Confirmation::Nack(message) => Self::Nack(returned(message)),
+            Confirmation::NotRequested => Self::Ack(None),
         }
     }
-    rows.iter()
-        .zip(confirms)
-        .map(|(record, confirm)| match confirm {
+
+    fn returned(&self) -> Option<&Return> {
+        match self {
+            Self::Ack(returned) | Self::Nack(returned) => returned.as_ref(),
+            Self::Refused(_) | Self::Lost => None,
+        }
+    }
+}
+
+impl Return {
+    fn may_be(&self, message: &Message) -> bool {
+        self.exchange == message.exchange
+            && self.routing_key == message.routing_key
+            && self.message_id == id(&message.properties)
+    }
+}
+
+fn id(properties: &BasicProperties) -> Option<String> {
+    properties.message_id().as_ref().map(ToString::to_string)
+}
+
+/// Matches returns to rows by message id and destination: a confirm for several messages at once does not say
+/// which of them came back, and brokers add headers to what they return, and take some off. Where that leaves
+/// anything open (two rows of one id, or a return that is nobody's), the rows in question are unknown: each
+/// goes again alone, where the return belongs to the confirm.
+fn judge(rows: &[OutboxRecord], confirms: Vec<Confirm>, alive: bool) -> Vec<Fate> {
+    let mut returned = HashMap::new();
+    let mut open = HashSet::new();
+    for one in confirms.iter().filter_map(Confirm::returned) {
+        let meant = (0..rows.len())
+            .filter(|row| one.may_be(&rows[*row].row.message))
+            .collect::<Vec<_>>();
+        match meant[..] {
+            [row] => {
+                returned.insert(row, one.text.clone());
+            }
+            [] => {
+                tracing::warn!(
+                    exchange = %one.exchange, routing_key = %one.routing_key,
+                    "The broker returns a message with another id than it was sent with; \
+                     all that went with it are sent again, one by one"
+                );
+                open.extend(0..rows.len());
+            }
+            _ => open.extend(meant),
+        }
+    }
+    let fates = confirms.into_iter().enumerate();
+    fates
+        .map(|(row, confirm)| match confirm {
             Confirm::Refused(reason) => Fate::Known(Sent::Refused(reason)),
             Confirm::Lost => Fate::Unknown,
             // lapin nacks what was pending when a channel closes.
-            Confirm::Answer(answer) if !alive && answer.is_nack() => Fate::Unknown,
-            Confirm::Answer(answer) => {
-                if !returned.is_empty() && returned.contains(&identity(&record.row.message)) {
-                    return Fate::Known(Sent::Returned(text.clone()));
-                }
-                match *answer {
-                    Confirmation::Nack(_) => Fate::Known(Sent::Refused(
-                        "the broker refused the message (nack)".into(),
-                    )),
-                    _ => Fate::Known(Sent::Confirmed),
-                }
+            Confirm::Nack(_) if !alive => Fate::Unknown,
+            Confirm::Ack(_) | Confirm::Nack(_) if returned.contains_key(&row) => {
+                let text = returned.remove(&row).unwrap_or_default();
+                Fate::Known(Sent::Returned(text))
             }
+            Confirm::Ack(_) if open.contains(&row) => Fate::Unknown,
+            Confirm::Ack(_) => Fate::Known(Sent::Confirmed),
+            Confirm::Nack(_) => Fate::Known(Sent::Refused(
+                "the broker refused the message (nack)".into(),
+            )),
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,9 @@
 //! that no older one exists on any host.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::time::Instant;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::store::OutboxRecord;
 
@@ -16,6 +18,8 @@ pub struct Queue {
     ordered: BTreeMap<String, VecDeque<OutboxRecord>>,
     /// Ordering keys whose first row is in `ready` or on its way.
     moving: HashSet<String>,
+    /// Since when the first row of a key waits for an older one that is not here.
+    blocked: BTreeMap<String, Instant>,
     /// Every row that is here or on its way.
     known: HashMap<i64, Known>,
 }
@@ -89,8 +93,16 @@ impl Queue {
         self.ordered.keys().any(|key| !self.moving.contains(key))
     }
 
-    /// Lets those heads go that nothing blocks.
+    /// Lets those heads go that nothing blocks, and notes which are blocked.
     pub fn release(&mut self, heads: &[i64], blocked: &[i64]) {
+        for sequence in blocked {
+            let known = self.known.get(sequence);
+            if let Some(key) = known.and_then(|known| known.ordering_key.as_ref())
+                && !self.blocked.contains_key(key)
+            {
+                self.blocked.insert(key.clone(), Instant::now());
+            }
+        }
         let blocked = blocked.iter().collect::<HashSet<_>>();
         for sequence in heads.iter().filter(|sequence| !blocked.contains(sequence)) {
             let known = self.known.get(sequence);
@@ -103,12 +115,46 @@ impl Queue {
             let Some(record) = rows.pop_front() else {
                 continue;
             };
+            self.blocked.remove(key);
             if rows.is_empty() {
                 self.ordered.remove(key);
             }
             self.moving.insert(key.clone());
             self.ready.push_back(record);
         }
+    }
+
+    /// Rows of keys that have been blocked for so long, up to `limit`.
+    pub fn stuck(&self, patience: Duration, limit: usize) -> Vec<i64> {
+        self.blocked
+            .iter()
+            .filter(|(_, since)| since.elapsed() >= patience)
+            .filter_map(|(key, _)| self.ordered.get(key))
+            .flatten()
+            .map(|row| row.sequence)
+            .take(limit)
+            .collect()
+    }
+
+    /// Takes out rows that are left to the table before they were on their way.
+    pub fn leave(&mut self, sequences: &[i64]) -> Vec<OutboxRecord> {
+        let mut left = Vec::with_capacity(sequences.len());
+        for sequence in sequences {
+            let known = self.known.remove(sequence);
+            let Some(key) = known.and_then(|known| known.ordering_key) else {
+                continue;
+            };
+            let Some(rows) = self.ordered.get_mut(&key) else {
+                continue;
+            };
+            let place = rows.iter().position(|row| row.sequence == *sequence);
+            left.extend(place.and_then(|place| rows.remove(place)));
+            if rows.is_empty() {
+                self.ordered.remove(&key);
+                self.blocked.remove(&key);
+            }
+        }
+        left
     }
 
     /// Since when a row is in memory.

@@ -13,6 +13,8 @@ pub enum CommitFault {
     Before,
     /// The server commits, and the connection is lost before its answer arrives.
     After,
+    /// The connection is lost while the server is at it: it commits later.
+    Late,
 }
 
 /// A mistake that the program does not make, made in its place, to see that it is found out.
@@ -103,7 +105,8 @@ impl Faults {
         // A COMMIT is where it hurts.
         self.with(|inner| match inner.random.u32(0..1_000) {
             drawn if drawn < inner.per_mille * 2 => CommitFault::Before,
-            drawn if drawn < inner.per_mille * 4 => CommitFault::After,
+            drawn if drawn < inner.per_mille * 3 => CommitFault::After,
+            drawn if drawn < inner.per_mille * 4 => CommitFault::Late,
             _ => CommitFault::None,
         })
     }

@@ -36,7 +36,7 @@ pub struct SimulatedHost {
 
 impl SimulatedHost {
     pub fn start(world: &Arc<World>, settings: &config::Consumer, number: i32) -> Self {
-        let store: Arc<dyn Store> = Arc::new(ModelStore(Arc::clone(&world.database)));
+        let store: Arc<dyn Store> = Arc::new(ModelStore::new(Arc::clone(&world.database)));
         let metrics = Metrics::new();
         let host = HostId(number);
         let consumer = Arc::new(consumer(settings, host, &store, &metrics));

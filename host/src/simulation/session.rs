@@ -1,7 +1,7 @@
 //! Sessions of the database in memory, to the letter of the store's contract.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,7 +20,23 @@ use super::faults::{CommitFault, Sabotage};
 /// The one statement that the handler of the simulation runs.
 pub const INSERT: &str = "INSERT INTO t_effects";
 
-pub struct ModelStore(pub Arc<Database>);
+/// One host's way to the database.
+pub struct ModelStore {
+    database: Arc<Database>,
+    given_up: GivenUp,
+}
+
+/// The names of sessions that this host has lost in the middle of something, until the server has ended them.
+type GivenUp = Arc<Mutex<Vec<String>>>;
+
+impl ModelStore {
+    pub fn new(database: Arc<Database>) -> Self {
+        Self {
+            database,
+            given_up: GivenUp::default(),
+        }
+    }
+}
 
 #[async_trait]
 impl Store for ModelStore {
@@ -34,13 +50,24 @@ impl Store for ModelStore {
         }
     }
 
-    async fn session(&self, _name: &str) -> Result<Box<dyn Session>, StoreError> {
-        self.0.faults.round_trip().await;
-        if self.0.faults.is_database_away() || self.0.faults.strikes() {
+    async fn session(&self, name: &str) -> Result<Box<dyn Session>, StoreError> {
+        let faults = &self.database.faults;
+        faults.round_trip().await;
+        // The lost one of this name is ended first, however long that takes.
+        while self
+            .given_up
+            .lock()
+            .is_ok_and(|names| names.iter().any(|one| one == name))
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if faults.is_database_away() || faults.strikes() {
             return Err(away());
         }
         Ok(Box::new(ModelSession {
-            database: Arc::clone(&self.0),
+            name: name.to_owned(),
+            given_up: Arc::clone(&self.given_up),
+            database: Arc::clone(&self.database),
             transaction: None,
             lost: false,
             committing: false,
@@ -62,6 +89,8 @@ impl Store for ModelStore {
 }
 
 pub struct ModelSession {
+    name: String,
+    given_up: GivenUp,
     database: Arc<Database>,
     transaction: Option<Transaction>,
     /// The connection is gone.
@@ -137,9 +166,28 @@ impl ModelSession {
 
     /// The connection is gone; the server finds out later.
     fn lose(&mut self) {
+        let commits = std::mem::take(&mut self.committing) && self.database.faults.coin();
+        self.lose_and(commits);
+    }
+
+    /// The connection is gone, and what was open on it ends later: it commits, or is rolled back.
+    fn lose_and(&mut self, commits: bool) {
+        let (name, given_up) = (self.name.clone(), Arc::clone(&self.given_up));
+        if let Ok(mut names) = given_up.lock() {
+            names.push(name.clone());
+        }
+        self.leave(commits, move || {
+            if let Ok(mut names) = given_up.lock()
+                && let Some(place) = names.iter().position(|one| *one == name)
+            {
+                names.swap_remove(place);
+            }
+        });
+    }
+
+    fn leave(&mut self, commits: bool, ended: impl FnOnce() + Send + 'static) {
         self.lost = true;
         let (transaction, host) = (self.transaction.take(), self.host.take());
-        let commits = std::mem::take(&mut self.committing) && self.database.faults.coin();
         let database = Arc::clone(&self.database);
         let notice = database.faults.notice();
         let end = move |database: &Database| {
@@ -151,6 +199,7 @@ impl ModelSession {
             if let Some(host) = host {
                 database.announce(host, false);
             }
+            ended();
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if !notice.is_zero() => drop(runtime.spawn(async move {
@@ -211,8 +260,11 @@ impl ModelSession {
 
 impl Drop for ModelSession {
     fn drop(&mut self) {
-        if !self.lost {
-            self.lose();
+        match (self.lost, self.committing) {
+            (true, _) => {}
+            (false, true) => self.lose(),
+            // Closed, not lost: the next of its name does not wait for it.
+            (false, false) => self.leave(false, || {}),
         }
     }
 }
@@ -246,6 +298,10 @@ impl Session for ModelSession {
             true => CommitFault::Before,
             false => self.database.faults.commit(),
         };
+        if fault == CommitFault::Late {
+            self.lose_and(true);
+            return Err(StoreError::InDoubt("the connection was lost".into()));
+        }
         if fault != CommitFault::Before
             && let Some(transaction) = self.transaction.take()
         {
@@ -913,6 +969,33 @@ impl Session for ModelSession {
             let micros = i64::try_from(delay.as_micros()).unwrap_or(i64::MAX);
             entry.due_at = Some(self.database.now() + micros);
             self.open().changes.outbox.insert(sequence, Some(entry));
+        }
+        self.end(own);
+        Ok(())
+    }
+
+    async fn outbox_give_back(
+        &mut self,
+        host: HostId,
+        sequences: &[i64],
+    ) -> Result<(), StoreError> {
+        let own = self.statement().await?;
+        let now = self.database.now();
+        let rows = self.database.state().committed.outbox.clone();
+        for sequence in sequences {
+            let Some(entry) = rows.get(sequence) else {
+                continue;
+            };
+            if entry.host != host || entry.due_at.is_some() {
+                continue;
+            }
+            self.lock(&Row::Outbox(*sequence), own).await?;
+            let oldest = rows
+                .values()
+                .find(|other| other.row.ordering_key == entry.row.ordering_key);
+            let mut entry = entry.clone();
+            entry.due_at = Some(oldest.and_then(|oldest| oldest.due_at).unwrap_or(now));
+            self.open().changes.outbox.insert(*sequence, Some(entry));
         }
         self.end(own);
         Ok(())

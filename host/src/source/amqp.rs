@@ -56,7 +56,7 @@ enum Ended {
 }
 
 impl AmqpSource {
-    /// Consumes until it is told to stop and to finish.
+    /// Consumes until it is told to stop and its lanes have ended.
     pub async fn run(self) {
         let mut trouble = Backoff::for_servers();
         let (consumer, queue) = (&self.feed.consumer.name, &self.feed.consumer.queue);
@@ -91,13 +91,15 @@ impl AmqpSource {
             .connect(&format!("hapax {}", consumer.name))
             .await?;
         let refused = |error| refusal(&consumer.queue, error);
-        prepare(
+        let prepared = prepare(
             &connection,
             &consumer.queue,
             self.declare.as_ref(),
             consumer.is_strict(),
-        )
-        .await?;
+        );
+        tokio::time::timeout(self.address.connect_timeout, prepared)
+            .await
+            .map_err(|_| QueueError::Silent(consumer.queue.clone()))??;
         let channel = connection.create_channel().await.map_err(refused)?;
         // With the brake on one message is fetched to be tried, and no more.
         let narrow = consumer.gate.braked().is_some();
@@ -150,13 +152,7 @@ impl AmqpSource {
                 consumer.metrics.up.set(i64::from(!gate.is_closed()));
                 if let Some(reason) = self.wants_out(narrow, acks, acker) {
                     consuming = false;
-                    consumer.metrics.up.set(0);
-                    let cancel = BasicCancelOptions::default();
-                    acker
-                        .channel
-                        .basic_cancel(tag.clone(), cancel)
-                        .await
-                        .map_err(refused)?;
+                    self.stop_deliveries(acker, &tag).await?;
                     // What no lane has begun is forgotten; what one has, it finishes.
                     acks.close();
                     leaving = Some((Instant::now() + LEAVE_PATIENCE, reason));
@@ -179,22 +175,40 @@ impl AmqpSource {
                 _ = changes.changed(), if consuming => {}
                 () = self.feed.stop.cancelled(), if consuming => {
                     consuming = false;
-                    consumer.metrics.up.set(0);
-                    let cancelled =
-                        acker.channel.basic_cancel(tag.clone(), BasicCancelOptions::default()).await;
-                    cancelled.map_err(refused)?;
+                    self.stop_deliveries(acker, &tag).await?;
                 }
                 () = self.feed.lanes_are_idle(&leaving), if leaving.is_some() => {
                     acker.finish().await.map_err(refused)?;
                     let reason = leaving.map(|(_, reason)| reason).unwrap_or_default();
                     return Ok(Ended::Left(reason));
                 }
-                () = self.feed.finish.cancelled() => {
+                () = self.feed.lanes.ended() => {
+                    failpoint::pass(Point::AfterLanes);
                     acker.finish().await.map_err(refused)?;
                     return Ok(Ended::Stopped);
                 }
             }
         }
+    }
+
+    /// Takes no more. Where the order matters that is all: a broker that is told so hands the rest of the queue to
+    /// the next host at once, before it has got back what this one holds. When the channel closes it gets
+    /// that back first. What it sends until then is left unread.
+    async fn stop_deliveries(
+        &self,
+        acker: &Acker<'_>,
+        tag: &ShortString,
+    ) -> Result<(), QueueError> {
+        let consumer = &self.feed.consumer;
+        consumer.metrics.up.set(0);
+        if consumer.is_strict() {
+            return Ok(());
+        }
+        acker
+            .channel
+            .basic_cancel(tag.clone(), BasicCancelOptions::default())
+            .await
+            .map_err(|error| refusal(&consumer.queue, error))
     }
 
     /// Why the subscription has to end, if it has to.
@@ -206,12 +220,18 @@ impl AmqpSource {
         if narrow && gate.braked().is_none() {
             return Some("the brake is released: it takes more than one message again".to_owned());
         }
-        // Half of it, so that the broker does not get there first: it would take a message that is being
-        // worked on for one that failed.
-        let patience = self.consumer_timeout? / 2;
-        (acker.held_for() >= patience).then(|| {
+        // Before the broker does it, which would take a message that is being worked on for one that failed. Where
+        // others are finished all the while that is as late as possible: they go back, too, and it counts.
+        let timeout = self.consumer_timeout?;
+        let (pause, oldest) = (timeout / 2, timeout / 4 * 3);
+        if acker.held_for() >= pause {
+            return Some(format!(
+                "none could be worked on for {pause:?}, half of the broker's consumer_timeout"
+            ));
+        }
+        (acker.oldest_for() >= oldest).then(|| {
             format!(
-                "none could be worked on for {patience:?}, half of the broker's consumer_timeout"
+                "one was not finished within {oldest:?}, three quarters of the broker's consumer_timeout"
             )
         })
     }

@@ -34,7 +34,7 @@ struct Position {
 }
 
 impl EmbeddedSource {
-    /// Consumes until it is told to stop and to finish.
+    /// Consumes until it is told to stop and its lanes have ended.
     pub async fn run(self) {
         let (consumer, queue) = (&self.feed.consumer.name, &self.feed.consumer.queue);
         while self.feed.may_subscribe().await {
@@ -95,8 +95,9 @@ impl EmbeddedSource {
                 tags = settled.recv() => unsent.extend(tags.unwrap_or_default()),
                 () = tokio::time::sleep(pause) => {}
                 () = self.feed.lanes_are_idle(&leaving), if leaving.is_some() => idle = true,
-                () = self.feed.finish.cancelled() => finished = true,
+                () = self.feed.lanes.ended() => finished = true,
             }
+            failpoint::pass_if(Point::AfterLanes, finished);
             drain(&mut settled, &mut unsent);
             if finished || idle {
                 let last = self

@@ -35,6 +35,7 @@ use crate::message::tests::every_property;
 const OPTIONS: SessionOptions = SessionOptions {
     statement_timeout: Duration::from_secs(10),
     lock_timeout: Duration::from_millis(300),
+    idle_timeout: Duration::from_secs(60),
 };
 
 const HOUR: Duration = Duration::from_secs(3_600);

@@ -47,6 +47,7 @@ pub struct PostgresStore {
 type Abandoned = Arc<Mutex<Vec<Backend>>>;
 
 /// The server's side of a session.
+#[derive(Clone, PartialEq, Eq)]
 struct Backend {
     /// The session's.
     name: String,
@@ -132,38 +133,47 @@ impl PostgresStore {
         Ok(connection)
     }
 
-    /// The server's side of a fresh session, after those of its name that were given up have ended.
+    /// The server's side of a fresh session, after those of its name that were given up have ended: whoever has the
+    /// new session finds nothing of theirs locked or undecided.
     async fn take_over(
         &self,
         connection: &mut PgConnection,
         name: &str,
-    ) -> Result<Backend, sqlx::Error> {
-        let taken: Vec<Backend> = {
+    ) -> Result<Backend, StoreError> {
+        while let Some(old) = self.abandoned(name) {
+            if !end(connection, &old).await.map_err(unreachable)? {
+                return Err(StoreError::Unavailable(format!(
+                    "the process {} of Postgres, a session that was given up, does not end",
+                    old.pid
+                )));
+            }
             let mut abandoned = self
                 .abandoned
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            abandoned.extract_if(.., |old| old.name == name).collect()
-        };
-        for old in taken {
-            if !end(connection, &old).await? {
-                tracing::warn!(
-                    pid = old.pid,
-                    "A session of Postgres was given up and has not ended; what it holds stays locked until it does"
-                );
-            }
+            abandoned.retain(|one| *one != old);
         }
         let own = sqlx::query(
             "SELECT pid, backend_start::text FROM pg_catalog.pg_stat_activity \
              WHERE pid = pg_catalog.pg_backend_pid()",
         )
         .fetch_one(connection)
-        .await?;
+        .await
+        .map_err(unreachable)?;
         Ok(Backend {
             name: name.to_owned(),
-            pid: own.try_get(0)?,
-            began: own.try_get(1)?,
+            pid: own.try_get(0).map_err(unreachable)?,
+            began: own.try_get(1).map_err(unreachable)?,
         })
+    }
+
+    /// A session of this name that was given up, and has not been seen to end.
+    fn abandoned(&self, name: &str) -> Option<Backend> {
+        let abandoned = self
+            .abandoned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        abandoned.iter().find(|old| old.name == name).cloned()
     }
 
     /// One round trip that makes a fresh session ours.
@@ -174,9 +184,9 @@ impl PostgresStore {
             .as_millis()
             .min(i32::MAX as u128);
         let lock_ms = self.options.lock_timeout.as_millis().min(i32::MAX as u128);
-        // A host that hangs with its transaction open must not hold its claims for hours. Between two
-        // statements lies at most the run of the messages between them, which the wall limit bounds.
-        let idle_ms = (statement_ms + 60_000).min(i32::MAX as u128);
+        // A host that hangs with its transaction open must not hold its claims for hours.
+        let idle_ms = self.options.idle_timeout.as_millis();
+        let idle_ms = (statement_ms + idle_ms).min(i32::MAX as u128);
         format!(
             "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
              WHERE pg_catalog.current_setting('synchronous_commit') <> 'remote_apply';\n\
@@ -294,10 +304,7 @@ impl Store for PostgresStore {
 
     async fn session(&self, name: &str) -> Result<Box<dyn Session>, StoreError> {
         let mut connection = self.connect(name).await?;
-        let backend = self
-            .take_over(&mut connection, name)
-            .await
-            .map_err(unreachable)?;
+        let backend = self.take_over(&mut connection, name).await?;
         Ok(Box::new(PostgresSession::new(
             connection,
             Arc::clone(&self.schema),

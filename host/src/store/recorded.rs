@@ -564,6 +564,15 @@ impl Session for Recorded {
         self.inner.outbox_defer(sequence, delay, error).await
     }
 
+    async fn outbox_give_back(
+        &mut self,
+        host: HostId,
+        sequences: &[i64],
+    ) -> Result<(), StoreError> {
+        self.step().await;
+        self.inner.outbox_give_back(host, sequences).await
+    }
+
     async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError> {
         self.step().await;
         self.inner.outbox_depth().await

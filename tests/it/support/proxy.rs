@@ -3,11 +3,12 @@
 //! It can cut what is connected, reset it (the other end sees an error and not an end), refuse what
 //! connects, fall silent without closing anything, slow down, and interfere with a PostgreSQL COMMIT:
 //! hold it back, cut the line before the server has seen it, or when the server's answer comes back, so
-//! that the client cannot know whether it committed, or reset it in the middle of that answer.
+//! that the client cannot know whether it committed, or reset it in the middle of that answer. And it can
+//! reset just the lines on which the server is at a COMMIT.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -42,6 +43,8 @@ struct Rules {
     epoch: u64,
     /// They are reset, rather than closed.
     reset: bool,
+    /// Connections with a COMMIT under way are reset whenever this changes.
+    torn: u64,
     refuse: bool,
     silent: bool,
     /// Every piece is held up for so long, in both directions.
@@ -98,6 +101,7 @@ impl Proxy {
             rules: rules.clone(),
             tally: tally.clone(),
             holding: holding.clone(),
+            committing: Arc::default(),
         };
         let accept = accept(listener, server, line);
         Ok(Proxy {
@@ -128,6 +132,11 @@ impl Proxy {
             rules.epoch += 1;
             rules.reset = true;
         });
+    }
+
+    /// Resets the connections whose COMMIT has passed and has no answer yet.
+    pub fn tear_commits(&self) {
+        self.rules.send_modify(|rules| rules.torn += 1);
     }
 
     /// Holds up everything, in both directions.
@@ -196,6 +205,7 @@ async fn accept(listener: TcpListener, server: SocketAddr, line: Line) {
         };
         let line = Line {
             epoch,
+            committing: Arc::default(),
             ..line.clone()
         };
         tokio::spawn(connect(client, server, follow, line));
@@ -217,6 +227,8 @@ struct Line {
     rules: Arc<watch::Sender<Rules>>,
     tally: Arc<Mutex<Tally>>,
     holding: Holding,
+    /// The server has got a COMMIT and not answered it.
+    committing: Arc<AtomicBool>,
 }
 
 /// Stands for a COMMIT that is held, until it is let go or its line is cut.
@@ -263,16 +275,11 @@ async fn connect(
         let rules = || follow.clone();
         let up = line.carry(Direction::ToServer, client_reads, server_writes, rules());
         let down = line.carry(Direction::ToClient, server_reads, client_writes, rules());
-        let mut cut = follow.clone();
-        let epoch = line.epoch;
         // Whichever ends first drops the rest, and both sockets with it.
         tokio::select! {
             end = up => end,
             end = down => end,
-            rules = cut.wait_for(|rules| rules.epoch != epoch) => match rules {
-                Ok(rules) if rules.reset => End::Reset,
-                _ => End::Closed,
-            },
+            end = line.cut(follow.clone()) => end,
         }
     };
     if end == End::Reset {
@@ -283,6 +290,27 @@ async fn connect(
 }
 
 impl Line {
+    /// Waits until the rules end this connection.
+    async fn cut(&self, mut rules: watch::Receiver<Rules>) -> End {
+        let mut torn = rules.borrow_and_update().torn;
+        loop {
+            {
+                let rules = rules.borrow_and_update();
+                if rules.epoch != self.epoch {
+                    return if rules.reset { End::Reset } else { End::Closed };
+                }
+                if std::mem::replace(&mut torn, rules.torn) != rules.torn
+                    && self.committing.load(Ordering::Acquire)
+                {
+                    return End::Reset;
+                }
+            }
+            if rules.changed().await.is_err() {
+                return End::Closed;
+            }
+        }
+    }
+
     async fn carry(
         &self,
         direction: Direction,
@@ -304,7 +332,10 @@ impl Line {
             if window.sees_commit(direction, piece) {
                 let name = name.as_deref().unwrap_or_default();
                 match self.commit(direction, name, &mut rules).await {
-                    Verdict::Pass => {}
+                    Verdict::Pass => {
+                        let sent = direction == Direction::ToServer;
+                        self.committing.store(sent, Ordering::Release);
+                    }
                     Verdict::Cut => return End::Closed,
                     Verdict::Break => {
                         let _ = to.write_all(&piece[..count / 2]).await;

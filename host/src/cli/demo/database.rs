@@ -102,6 +102,7 @@ pub fn hapax_store(place: &Place, url: &str) -> anyhow::Result<Arc<dyn Store>> {
     let options = SessionOptions {
         statement_timeout: CONNECT_TIMEOUT,
         lock_timeout: CONNECT_TIMEOUT,
+        idle_timeout: CONNECT_TIMEOUT,
     };
     let schema = place.name_of(Contestant::Hapax);
     Ok(Arc::new(PostgresStore::new(url, &schema, options)?))

@@ -355,6 +355,7 @@ impl Stage {
             hold: Hold::Nothing,
             preset: None,
             kept: false,
+            in_doubt: false,
             received: Instant::now(),
         }];
         for _ in 0..MAX_PASSES {

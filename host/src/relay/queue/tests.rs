@@ -92,3 +92,25 @@ fn a_block_that_did_not_go_keeps_its_place() {
     queue.put_back(block);
     assert_eq!(sequences(&queue.block(10)), [1, 2, 3]);
 }
+
+#[test]
+fn rows_of_a_key_that_is_blocked_for_long_can_leave_and_come_back() {
+    let mut queue = Queue::default();
+    queue.extend(vec![
+        record(5, Some("a")),
+        record(6, Some("b")),
+        record(7, Some("a")),
+        record(8, None),
+    ]);
+    queue.release(&[5, 6], &[5]);
+    assert_eq!(queue.stuck(Duration::from_secs(3_600), 10), [0; 0]);
+    assert_eq!(queue.stuck(Duration::ZERO, 10), [5, 7]);
+    assert_eq!(queue.stuck(Duration::ZERO, 1), [5]);
+    assert_eq!(sequences(&queue.leave(&[5, 7])), [5, 7]);
+    assert_eq!(queue.stuck(Duration::ZERO, 10), [0; 0]);
+    assert_eq!(queue.len(), 2, "6 and 8 are still here");
+    assert!(queue.extend(vec![record(5, Some("a"))]).is_empty());
+    assert_eq!(queue.heads(10), [5]);
+    queue.release(&[5], &[]);
+    assert_eq!(sequences(&queue.block(10)), [8, 6, 5]);
+}

@@ -334,6 +334,10 @@ impl Session for FakeSession {
         unreachable!("outbox_defer")
     }
 
+    async fn outbox_give_back(&mut self, _: HostId, _: &[i64]) -> Result<(), StoreError> {
+        unreachable!("outbox_give_back")
+    }
+
     async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError> {
         unreachable!("outbox_depth")
     }

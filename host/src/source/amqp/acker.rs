@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use crate::ack::Window;
 use crate::failpoint::{self, Point};
 
-/// The acknowledgements of one channel, and for how long it has had none.
+/// The acknowledgements of one channel, and for how long they have been missing.
 pub(super) struct Acker<'a> {
     pub channel: &'a Channel,
     pub settled: mpsc::UnboundedReceiver<Vec<u64>>,
@@ -37,10 +37,12 @@ impl<'a> Acker<'a> {
 
     /// A delivery has come.
     pub fn delivered(&mut self) {
+        let now = Instant::now();
         if self.open == 0 {
-            self.moved = Instant::now();
+            self.moved = now;
         }
         self.open += 1;
+        self.window.delivered(now);
     }
 
     /// For how long deliveries have been open and none of them was settled.
@@ -49,6 +51,14 @@ impl<'a> Acker<'a> {
             0 => Duration::ZERO,
             _ => self.moved.elapsed(),
         }
+    }
+
+    /// How old the oldest delivery is that is not acknowledged. The broker's patience is measured by that one,
+    /// however many others are acknowledged meanwhile.
+    pub fn oldest_for(&self) -> Duration {
+        self.window
+            .oldest()
+            .map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Whether `send` has to be called again later, with nothing new settled.

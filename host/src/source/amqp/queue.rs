@@ -17,6 +17,12 @@ use crate::config::{Declare, QueueKind};
 const SINGLE_ACTIVE: &str = "x-single-active-consumer";
 const DELIVERY_LIMIT: &str = "x-delivery-limit";
 
+/// What RabbitMQ 4 sets where a quorum queue has no limit of its own.
+const DEFAULT_DELIVERY_LIMIT: i64 = 20;
+
+/// A queue that no broker makes, whatever its version.
+const IMPOSSIBLE_QUEUE: &str = "hapax-has-no-such-queue";
+
 /// RabbitMQ knows some thirty arguments of queues.
 const MAX_ARGUMENTS: usize = 40;
 
@@ -36,6 +42,8 @@ pub enum QueueError {
     },
     #[error("the name {0} is over 255 bytes")]
     Name(String),
+    #[error("the broker does not answer what it is asked about the queue {0}")]
+    Silent(String),
     #[error("the broker has ended the subscription to {0}")]
     Cancelled(String),
     #[error(
@@ -75,7 +83,7 @@ pub async fn prepare(
             AMQPValue::LongString("quorum".into()),
         );
         // RabbitMQ 4 would drop a message after 20 deliveries. Older ones have no such limit, and refuse
-        // the number; so does a queue that was declared before without it.
+        // the number; so does a queue that was declared before without it, which `warnings` tells.
         let mut unlimited = arguments.clone();
         unlimited.insert(DELIVERY_LIMIT.into(), AMQPValue::LongInt(-1));
         if try_declare(connection, queue, unlimited).await.is_err() {
@@ -133,9 +141,38 @@ async fn try_declare(
     Ok(())
 }
 
+/// Whether the broker limits the deliveries of a quorum queue that says nothing of it, as RabbitMQ 4 does.
+///
+/// The versions that do are those that know "no limit" as a number. They get as far as to refuse an exclusive
+/// quorum queue; older ones refuse the number first. `false` where neither is heard.
+async fn limits_deliveries(connection: &Connection) -> Result<bool, QueueError> {
+    let mut arguments = FieldTable::default();
+    arguments.insert(
+        "x-queue-type".into(),
+        AMQPValue::LongString("quorum".into()),
+    );
+    arguments.insert(DELIVERY_LIMIT.into(), AMQPValue::LongInt(-1));
+    let options = QueueDeclareOptions {
+        durable: true,
+        exclusive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let channel = open(connection, IMPOSSIBLE_QUEUE).await?;
+    let declared = channel
+        .queue_declare(IMPOSSIBLE_QUEUE.into(), options, arguments)
+        .await;
+    Ok(declared.is_err_and(|error| {
+        precondition(&error).is_some_and(|text| !text.contains(DELIVERY_LIMIT))
+    }))
+}
+
 /// What is known of a queue's arguments.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Arguments(BTreeMap<String, String>);
+pub struct Arguments {
+    known: BTreeMap<String, String>,
+    /// The broker drops messages of this queue although it has no such argument.
+    limited: bool,
+}
 
 impl Arguments {
     /// Learns the arguments of a queue that is there; `None` where the broker does not let us.
@@ -153,6 +190,8 @@ impl Arguments {
                 .queue_declare(short(queue)?, options, arguments.clone())
                 .await;
             let Err(error) = declared else {
+                known.limited =
+                    known.is_unlimited_quorum() && limits_deliveries(connection).await?;
                 return Ok(Some(known));
             };
             let Some(difference) = precondition(&error).and_then(Difference::read) else {
@@ -166,19 +205,27 @@ impl Arguments {
                         return Ok(None);
                     };
                     arguments.insert(ShortString::from(name), value);
-                    known.0.insert(name.to_owned(), difference.value.to_owned());
+                    known
+                        .known
+                        .insert(name.to_owned(), difference.value.to_owned());
                 }
             }
         }
         Ok(None)
     }
 
+    /// A quorum queue that says nothing of a delivery limit.
+    fn is_unlimited_quorum(&self) -> bool {
+        let quorum = self.known.get("x-queue-type");
+        quorum.is_some_and(|kind| kind == "quorum") && !self.known.contains_key(DELIVERY_LIMIT)
+    }
+
     fn number(&self, name: &str) -> Option<i64> {
-        self.0.get(name)?.parse().ok()
+        self.known.get(name)?.parse().ok()
     }
 
     pub fn is_single_active(&self) -> bool {
-        self.0
+        self.known
             .get(SINGLE_ACTIVE)
             .is_some_and(|value| value == "true")
     }
@@ -197,6 +244,13 @@ impl Arguments {
                  retry.max-attempts"
             ));
         }
+        if self.limited {
+            warn(format!(
+                "has no x-delivery-limit, and this broker drops a message of such a queue after \
+                 {DEFAULT_DELIVERY_LIMIT} deliveries unless a policy says otherwise: it can be lost; set a policy \
+                 with delivery-limit = -1, or make the queue anew with `declare`, which sets it"
+            ));
+        }
         if let Some(ttl) = self.number("x-message-ttl") {
             warn(format!(
                 "drops messages that wait longer than {ttl} ms (x-message-ttl): a long outage loses them"
@@ -209,8 +263,11 @@ impl Arguments {
         }
         let bounded = ["x-max-length", "x-max-length-bytes"]
             .into_iter()
-            .find(|name| self.0.contains_key(*name));
-        let overflow = self.0.get("x-overflow").map_or("drop-head", String::as_str);
+            .find(|name| self.known.contains_key(*name));
+        let overflow = self
+            .known
+            .get("x-overflow")
+            .map_or("drop-head", String::as_str);
         if let (Some(bound), "drop-head") = (bounded, overflow) {
             warn(format!(
                 "drops its oldest messages when it is full ({bound}): set x-overflow to reject-publish"
@@ -246,7 +303,11 @@ impl<'t> Difference<'t> {
     }
 
     fn amqp(&self) -> Option<AMQPValue> {
-        Some(match self.kind? {
+        // RabbitMQ 4 tells the type of a queue without the type of the argument.
+        let kind = self
+            .kind
+            .or_else(|| (self.name == "x-queue-type").then_some("longstr"));
+        Some(match kind? {
             "longstr" | "binary" => AMQPValue::LongString(self.value.into()),
             "bool" => AMQPValue::Boolean(self.value.parse().ok()?),
             // Numbers are compared by their values.
@@ -297,11 +358,12 @@ mod tests {
 
     fn arguments(known: &[(&str, &str)]) -> Arguments {
         let known = known.iter();
-        Arguments(
-            known
+        Arguments {
+            known: known
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
-        )
+            limited: false,
+        }
     }
 
     #[test]
@@ -319,6 +381,14 @@ mod tests {
         let difference = Difference::read(text).unwrap();
         assert_eq!((difference.name, difference.value), ("durable", "false"));
         assert_eq!(difference.amqp(), None);
+        let text = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': \
+                    received 'classic' but current is 'quorum'";
+        let difference = Difference::read(text).unwrap();
+        assert_eq!(
+            difference.amqp(),
+            Some(AMQPValue::LongString("quorum".into())),
+            "RabbitMQ 4"
+        );
         assert_eq!(Difference::read("ACCESS_REFUSED - access refused"), None);
     }
 
@@ -343,5 +413,24 @@ mod tests {
                 .warnings("q", 6)
                 .is_empty()
         );
+    }
+    #[test]
+    fn a_limit_that_nobody_has_set_is_warned_of() {
+        let quorum = arguments(&[("x-queue-type", "quorum")]);
+        assert!(quorum.is_unlimited_quorum());
+        assert!(quorum.warnings("q", 6).is_empty(), "RabbitMQ 3");
+        let limited = Arguments {
+            limited: true,
+            ..quorum
+        };
+        let warnings = limited.warnings("q", 6);
+        assert!(warnings[0].contains("after 20 deliveries"), "{warnings:?}");
+        for known in [
+            &[("x-queue-type", "classic")][..],
+            &[("x-queue-type", "quorum"), ("x-delivery-limit", "-1")],
+            &[],
+        ] {
+            assert!(!arguments(known).is_unlimited_quorum());
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Fixture, HOUR, eventually, in_every_dialect, in_memory, message, on_a_server};
-use crate::store::{ConsumerId, HostId, OutboxRow, Session, TAKEN_LANE};
+use crate::store::{ConsumerId, HostId, OutboxRow, Session, TAKEN_LANE, Value};
 
 const ME: HostId = HostId(1);
 const OTHER: HostId = HostId(-2);
@@ -16,8 +16,12 @@ in_every_dialect! {
     rows_of_a_host_that_is_gone_are_taken_once
     a_delayed_row_is_taken_when_it_is_due
     a_row_with_an_ordering_key_waits_for_the_older_ones
+    a_poll_of_a_long_outbox_reads_few_rows
     what_blocks_a_row_is_known
+    a_row_that_commits_late_is_not_skipped
     a_deferred_row_counts_its_attempts
+    rows_behind_a_deferred_one_are_given_back_until_it_is_due
+    rows_behind_a_deferred_one_go_together_when_it_is_due
     a_commit_in_doubt_is_found_by_its_lane
     rows_rolled_back_are_not_there
     the_depth_counts_rows_and_the_age_of_those_that_are_late
@@ -37,7 +41,10 @@ in_memory! {
     a_delayed_row_is_taken_when_it_is_due
     a_row_with_an_ordering_key_waits_for_the_older_ones
     what_blocks_a_row_is_known
+    a_row_that_commits_late_is_not_skipped
     a_deferred_row_counts_its_attempts
+    rows_behind_a_deferred_one_are_given_back_until_it_is_due
+    rows_behind_a_deferred_one_go_together_when_it_is_due
     a_commit_in_doubt_is_found_by_its_lane
     rows_rolled_back_are_not_there
 }
@@ -161,6 +168,28 @@ async fn rows_of_a_host_that_is_gone_are_taken_once(fixture: &Fixture) {
     );
 }
 
+/// A relay that remembers the last number it has seen skips a row whose transaction began before and ended after
+/// that of a later one.
+async fn a_row_that_commits_late_is_not_skipped(fixture: &Fixture) {
+    if fixture.store.traits().single_writer {
+        // The transactions of its sessions do not overlap.
+        return;
+    }
+    let consumer = fixture.consumer().await;
+    let mut relay = fixture.session().await;
+    relay.announce(ME).await.unwrap();
+    let mut slow = fixture.session().await;
+    slow.begin().await.unwrap();
+    let late = put(&mut *slow, OTHER, vec![row(consumer, "late")]).await;
+    let mut quick = fixture.session().await;
+    let early = put(&mut *quick, OTHER, vec![row(consumer, "early")]).await;
+    assert!(late < early, "its number is the smaller one");
+    assert_eq!(take(&mut *relay, ME).await, early);
+    relay.outbox_delete(&early).await.unwrap();
+    slow.commit().await.unwrap();
+    assert_eq!(take(&mut *relay, ME).await, late);
+}
+
 async fn a_delayed_row_is_taken_when_it_is_due(fixture: &Fixture) {
     let consumer = fixture.consumer().await;
     let mut session = fixture.session().await;
@@ -208,6 +237,52 @@ async fn a_row_with_an_ordering_key_waits_for_the_older_ones(fixture: &Fixture) 
     assert_eq!(take(&mut *session, ME).await, [s[5]]);
 }
 
+/// A poll reads about what it takes, however many rows there are that are not due or belong to a host that lives.
+/// SQLite does not count what it reads.
+async fn a_poll_of_a_long_outbox_reads_few_rows(fixture: &Fixture) {
+    if fixture.postgres_url.is_none() {
+        return;
+    }
+    const BACKLOG: usize = 20_000;
+    let consumer = fixture.consumer().await;
+    let mut other = fixture.session().await;
+    other.announce(OTHER).await.unwrap();
+    let with = |delay: Option<Duration>, count: usize| {
+        let rows = (0..count).map(|_| OutboxRow {
+            delay,
+            ..row(consumer, "x")
+        });
+        rows.collect::<Vec<_>>()
+    };
+    put(&mut *other, OTHER, with(Some(HOUR), BACKLOG / 2)).await;
+    put(&mut *other, OTHER, with(None, BACKLOG / 2)).await;
+    put(&mut *other, OTHER, with(Some(Duration::ZERO), 50)).await;
+    // Seen by the others when the session that has read them has ended.
+    let read = async |session: &mut dyn Session| {
+        let sql = "SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) \
+                   FROM pg_stat_user_tables WHERE relid = 'hapax_outbox'::regclass";
+        let rows = session.query(sql, &[], 1, 100).await.unwrap().rows;
+        match &rows[0][0] {
+            Value::S64(count) => *count,
+            count => panic!("{count:?}"),
+        }
+    };
+    let before = read(&mut *other).await;
+    let mut relay = fixture.session().await;
+    assert_eq!(relay.outbox_take(ME, 20).await.unwrap().len(), 20);
+    drop(relay);
+    let after = eventually("the reads are counted", async || {
+        let after = read(&mut *other).await;
+        (after > before).then_some(after)
+    })
+    .await;
+    assert!(
+        after - before < 1_000,
+        "{} rows were read to take 20",
+        after - before
+    );
+}
+
 async fn what_blocks_a_row_is_known(fixture: &Fixture) {
     let consumer = fixture.consumer().await;
     let mut session = fixture.session().await;
@@ -250,6 +325,52 @@ async fn a_deferred_row_counts_its_attempts(fixture: &Fixture) {
         .unwrap();
     let taken = session.outbox_take(ME, 10).await.unwrap();
     assert_eq!((taken.len(), taken[0].attempts), (1, 2));
+}
+
+async fn rows_behind_a_deferred_one_are_given_back_until_it_is_due(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    session.announce(ME).await.unwrap();
+    let keyed = |key: &str| OutboxRow {
+        ordering_key: Some(key.to_owned()),
+        ..row(consumer, key)
+    };
+    let rows = vec![keyed("a"), keyed("a"), keyed("a"), keyed("b"), keyed("b")];
+    let s = put(&mut *session, ME, rows).await;
+    session.outbox_defer(s[0], HOUR, "no route").await.unwrap();
+    session.outbox_give_back(ME, &s[1..3]).await.unwrap();
+    // The oldest of `b` has no time of its own: what is behind it waits for nothing but its going.
+    session.outbox_give_back(ME, &s[4..]).await.unwrap();
+    assert!(take(&mut *session, ME).await.is_empty());
+    session.outbox_delete(&[s[3]]).await.unwrap();
+    assert_eq!(take(&mut *session, ME).await, [s[4]]);
+    // Somebody else's rows are none of ours to give.
+    session.outbox_give_back(OTHER, &[s[4]]).await.unwrap();
+    assert!(take(&mut *session, ME).await.is_empty());
+    // The older one goes, and the others are due no sooner than it would have been.
+    session.outbox_delete(&[s[0]]).await.unwrap();
+    assert!(take(&mut *session, ME).await.is_empty());
+}
+
+async fn rows_behind_a_deferred_one_go_together_when_it_is_due(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    session.announce(ME).await.unwrap();
+    let keyed = || OutboxRow {
+        ordering_key: Some("a".to_owned()),
+        ..row(consumer, "a")
+    };
+    let s = put(&mut *session, ME, vec![keyed(), keyed(), keyed()]).await;
+    session
+        .outbox_defer(s[0], Duration::ZERO, "no route")
+        .await
+        .unwrap();
+    session.outbox_give_back(ME, &s[1..]).await.unwrap();
+    let taken = session.outbox_take(ME, 10).await.unwrap();
+    let taken = taken
+        .iter()
+        .map(|record| (record.sequence, record.attempts));
+    assert_eq!(taken.collect::<Vec<_>>(), [(s[0], 1), (s[1], 0), (s[2], 0)]);
 }
 
 async fn a_commit_in_doubt_is_found_by_its_lane(fixture: &Fixture) {

@@ -101,14 +101,22 @@ impl PostgresSession {
         limit: u32,
     ) -> Result<Vec<OutboxRecord>, StoreError> {
         // The table is small but churns: its pages are many times its rows, and only the indexes know
-        // the few that are due.
+        // the few that are due. Or it is huge, and mostly not due: each way to a row has its own index, or the
+        // planner walks over all of them in the order of their numbers. What was true of a row is asked again when
+        // it is locked: another host may have taken it in between.
         self.command("SET LOCAL enable_seqscan = off".to_owned())
             .await?;
         let dead = self.dead_hosts(host).await?;
         let candidates = self
             .statement(
-                "SELECT o.sequence FROM @hapax_outbox o \
-                 WHERE (o.due_at <= now() OR (o.due_at IS NULL AND o.host = ANY($1::int[]))) \
+                "SELECT o.sequence FROM @hapax_outbox o WHERE o.sequence = ANY(ARRAY( \
+                 (SELECT due.sequence FROM @hapax_outbox due WHERE due.due_at <= now() \
+                 AND due.ordering_key IS NULL ORDER BY due.due_at LIMIT $2) \
+                 UNION ALL SELECT keyed.sequence FROM @hapax_outbox keyed WHERE keyed.due_at <= now() \
+                 AND keyed.ordering_key IS NOT NULL \
+                 UNION ALL SELECT dead.sequence FROM @hapax_outbox dead WHERE dead.due_at IS NULL \
+                 AND dead.host = ANY($1::int[]))) \
+                 AND (o.due_at <= now() OR (o.due_at IS NULL AND o.host = ANY($1::int[]))) \
                  AND (o.ordering_key IS NULL OR NOT EXISTS (SELECT FROM @hapax_outbox older \
                  WHERE older.ordering_key = o.ordering_key AND older.sequence < o.sequence \
                  AND (older.due_at > now() OR (older.due_at IS NULL AND older.host <> ALL($1::int[]))))) \
@@ -223,6 +231,23 @@ impl PostgresSession {
             .bind(sequence)
             .bind(seconds(delay))
             .bind(text(error));
+        self.touch(update).await.map(|_| ())
+    }
+
+    pub(super) async fn give_back_outbox(
+        &mut self,
+        host: HostId,
+        sequences: &[i64],
+    ) -> Result<(), StoreError> {
+        let update = self
+            .statement(
+                "UPDATE @hapax_outbox o SET due_at = coalesce((SELECT oldest.due_at FROM @hapax_outbox oldest \
+                 WHERE oldest.ordering_key = o.ordering_key ORDER BY oldest.sequence LIMIT 1), \
+                 clock_timestamp()) \
+                 WHERE o.sequence = ANY($2::bigint[]) AND o.host = $1 AND o.due_at IS NULL",
+            )
+            .bind(host.0)
+            .bind(sequences);
         self.touch(update).await.map(|_| ())
     }
 

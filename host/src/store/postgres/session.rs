@@ -597,6 +597,14 @@ impl Session for PostgresSession {
         self.defer_outbox(sequence, delay, error).await
     }
 
+    async fn outbox_give_back(
+        &mut self,
+        host: HostId,
+        sequences: &[i64],
+    ) -> Result<(), StoreError> {
+        self.give_back_outbox(host, sequences).await
+    }
+
     async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError> {
         self.measure_outbox().await
     }

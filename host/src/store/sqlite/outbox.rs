@@ -184,6 +184,28 @@ impl Slot {
         self.touch(update).await.map(|_| ())
     }
 
+    pub async fn outbox_give_back(
+        &mut self,
+        host: HostId,
+        sequences: &[i64],
+    ) -> Result<(), StoreError> {
+        for piece in pieces(sequences.len()) {
+            let sequences = &sequences[piece];
+            let text = format!(
+                "UPDATE hapax_outbox SET due_at = coalesce((SELECT oldest.due_at FROM hapax_outbox oldest \
+                 WHERE oldest.ordering_key = hapax_outbox.ordering_key ORDER BY oldest.sequence LIMIT 1), ?) \
+                 WHERE host = ? AND due_at IS NULL AND sequence IN ({})",
+                marks(sequences.len())
+            );
+            let mut update = sqlx::query(AssertSqlSafe(text)).bind(now()).bind(host.0);
+            for sequence in sequences {
+                update = update.bind(sequence);
+            }
+            self.touch(update).await?;
+        }
+        Ok(())
+    }
+
     pub async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError> {
         // A row with attempts is late, not delayed.
         let select = sqlx::query(

@@ -445,6 +445,14 @@ impl Session for SqliteSession {
             .await
     }
 
+    async fn outbox_give_back(
+        &mut self,
+        host: HostId,
+        sequences: &[i64],
+    ) -> Result<(), StoreError> {
+        self.lease().await?.outbox_give_back(host, sequences).await
+    }
+
     async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError> {
         self.lease().await?.outbox_depth().await
     }

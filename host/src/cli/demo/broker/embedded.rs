@@ -22,6 +22,7 @@ pub fn open_store(file: &Path) -> anyhow::Result<Arc<dyn Store>> {
     let options = SessionOptions {
         statement_timeout: timeout,
         lock_timeout: timeout,
+        idle_timeout: timeout,
     };
     Ok(Arc::new(SqliteStore::open(file, options)?))
 }
