@@ -73,7 +73,7 @@ enum Settled {
     /// Its row is another host's, or its delivery goes back to the queue.
     NotRun,
     /// Its key is in another transaction's hands.
-    Busy(Work),
+    Busy(Box<Work>),
 }
 
 impl From<Stopped> for Ended {
@@ -318,7 +318,7 @@ impl Lane {
     async fn settle_one(&mut self, work: Work) -> Result<(), Ended> {
         let leave = self.share_floor().await?;
         if let Settled::Busy(work) = self.settle_alone(work).await? {
-            self.later.push(work);
+            self.later.push(*work);
         }
         drop(leave);
         Ok(())
@@ -362,11 +362,11 @@ impl Lane {
                     self.pause(&mut trouble, &error).await?;
                 }
                 Setback::Busy(_) => {
-                    return Ok(Settled::Busy(Work {
+                    return Ok(Settled::Busy(Box::new(Work {
                         item,
                         origin,
                         alone,
-                    }));
+                    })));
                 }
                 Setback::World(error) => {
                     self.pause(&mut trouble, &error).await?;

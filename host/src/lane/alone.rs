@@ -138,7 +138,7 @@ impl Lane {
                 if matches!(work.item.hold, Hold::Started(_)) {
                     work.item.hold = Hold::Nothing;
                 }
-                self.later.push(work);
+                self.later.push(*work);
             }
         }
         drop(leave);
