@@ -76,7 +76,9 @@ pub async fn run(arguments: DevArgs, config: Option<PathBuf>) -> Result<ExitCode
 
     let stop = CancellationToken::new();
     let rebuilding = tokio::spawn(rebuild(dir, stop.clone()));
-    let exit = host.run_until(async { signals.next().await }, std::future::pending()).await;
+    let exit = host
+        .run_until(async { signals.next().await }, std::future::pending())
+        .await;
     stop.cancel();
     // A build that has begun ends with the process.
     rebuilding.abort();

@@ -44,6 +44,7 @@ impl Work {
             hold: Hold::Nothing,
             preset: None,
             kept: false,
+            in_doubt: false,
             received: Instant::now(),
         };
         Self {
@@ -68,6 +69,7 @@ impl Work {
             hold,
             preset: None,
             kept: false,
+            in_doubt: false,
             received: Instant::now(),
         };
         Self {

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Dialect, Entry, Expect, Fate, Finished, HostId,
-    OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement, Start, Status, Store, StoreError,
-    TAKEN_LANE, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement, Start, Status, Store,
+    StoreError, TAKEN_LANE, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 use super::database::{
@@ -399,6 +399,21 @@ impl Session for ModelSession {
         }
         self.end(own);
         Ok(taken)
+    }
+
+    async fn unclaim(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
+        let own = self.statement().await?;
+        let mut removed = 0;
+        for key in keys {
+            let key = place(consumer, key);
+            let open = self.open();
+            if open.claimed.remove(&key) {
+                open.changes.ledger.remove(&key);
+                removed += 1;
+            }
+        }
+        self.end(own);
+        Ok(removed)
     }
 
     async fn settle(

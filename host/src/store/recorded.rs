@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 
 use super::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, Store, StoreError, Traits,
-    Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, Store, StoreError,
+    Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 /// Something that a transaction did for a message.
@@ -320,6 +320,11 @@ impl Session for Recorded {
     ) -> Result<Vec<Option<Entry>>, StoreError> {
         self.step().await;
         self.inner.entries(consumer, keys).await
+    }
+
+    async fn unclaim(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
+        self.step().await;
+        self.inner.unclaim(consumer, keys).await
     }
 
     async fn settle(

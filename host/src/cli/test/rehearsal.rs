@@ -336,6 +336,7 @@ impl Stage {
             hold: Hold::Nothing,
             preset: None,
             kept: false,
+            in_doubt: false,
             received: Instant::now(),
         }];
         for _ in 0..MAX_PASSES {
@@ -388,6 +389,7 @@ impl Outcome {
             },
             Verdict::Gone => plain("gone"),
             Verdict::Held => plain("held"),
+            Verdict::SetAside => plain("set aside"),
             Verdict::Failed {
                 failure, status, ..
             } => Self {

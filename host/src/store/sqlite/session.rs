@@ -12,8 +12,8 @@ use super::connection::{Shared, Slot};
 use super::marks::OwnMarks;
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, OutboxDepth,
-    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, StoreError, Upkeep, Value,
-    WaitingFilter, WaitingRecord, WaitingRow,
+    OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, StoreError, Upkeep,
+    Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 pub(super) struct SqliteSession {
@@ -193,6 +193,12 @@ impl Session for SqliteSession {
         let taken = self.transaction()?.take(rule, claim, from).await?;
         self.unfinished += u64::from(taken);
         Ok(taken)
+    }
+
+    async fn unclaim(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
+        let removed = self.transaction()?.unclaim(consumer, keys).await?;
+        self.unfinished = self.unfinished.saturating_sub(removed);
+        Ok(removed)
     }
 
     async fn settle(

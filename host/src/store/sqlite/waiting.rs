@@ -280,10 +280,11 @@ impl Slot {
         if first && starts > 0 {
             return Ok(Start::Earlier);
         }
-        let update =
-            sqlx::query("UPDATE hapax_waiting SET starts = starts + 1 WHERE consumer = ? AND id = ?")
-                .bind(consumer.0)
-                .bind(id);
+        let update = sqlx::query(
+            "UPDATE hapax_waiting SET starts = starts + 1 WHERE consumer = ? AND id = ?",
+        )
+        .bind(consumer.0)
+        .bind(id);
         self.touch(update).await?;
         Ok(Start::Recorded(starts + 1))
     }
