@@ -2,7 +2,7 @@
 //!
 //! Guarantees that a batch either commits whole (the claims, what the handlers asked for, and the record
 //! of each message that failed) or leaves nothing, and that `Ok` means the database said that it
-//! committed. Nothing here acknowledges a message, waits for a server or decides how often to try:
+//! committed. A batch is over after `batch-time`, and commits what it has begun with. Nothing here acknowledges a message, waits for a server or decides how often to try:
 //! that is the lane's.
 
 mod answers;
@@ -14,6 +14,8 @@ mod verdicts;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tokio::time::Instant as Clock;
 
 use crate::consumer::Consumer;
 use crate::effects::outbox::StoredReply;
@@ -44,8 +46,8 @@ pub struct Item {
     /// It was kept in the table under its key: it is no news to the ledger, and the first of its
     /// partition's line. Found out in the transaction.
     pub kept: bool,
-    /// An earlier pass of it ended in a COMMIT in doubt: what it sends may be in the outbox without this
-    /// host's knowing.
+    /// It has been through a COMMIT whose answer did not arrive: what the store knows of its key may be itself, and
+    /// what it sends may be in the outbox without this host's knowing.
     pub in_doubt: bool,
     pub received: Instant,
 }
@@ -68,6 +70,8 @@ pub enum Verdict {
     Duplicate(Fate),
     /// It waits in the table behind an earlier message of its partition.
     Held,
+    /// It runs from the table.
+    SetAside,
     Failed {
         failure: Failure,
         status: Status,
@@ -81,7 +85,8 @@ pub enum Verdict {
 /// A committed batch.
 #[derive(Debug, Default)]
 pub struct Committed {
-    /// One for each item, in order.
+    /// One for each item, in order. Fewer where the batch was over before it had begun with all of its items: of
+    /// those at its end nothing is known yet.
     pub verdicts: Vec<Verdict>,
     /// What the relay may publish now.
     pub outgoing: Vec<OutboxRecord>,
@@ -104,6 +109,9 @@ enum Plan {
     },
     /// Put it behind an earlier message of its partition. Its key is claimed.
     Hold,
+    /// It may have taken a host down, and has no key to record a start under: it goes to the table, and runs from
+    /// there.
+    SetAside,
     /// Park it under an id of its own, and leave its key alone.
     Park(Failure),
     Duplicate(Fate),
@@ -165,11 +173,11 @@ impl Pass<'_> {
         failpoint::pass(Point::AfterBegin);
         let alone = items.len() == 1;
         let claimed = async {
-            let (plans, keys) = self.claim(&mut *session, items).await?;
-            let lines = self.lines(&mut *session, items, &plans).await?;
-            Ok((plans, keys, lines))
+            let claimed = self.claim(&mut *session, items).await?;
+            let lines = self.lines(&mut *session, items, &claimed.plans).await?;
+            Ok((claimed, lines))
         };
-        let (plans, keys, mut lines) = match claimed.await {
+        let (mut claimed, mut lines) = match claimed.await {
             Ok(claimed) => claimed,
             Err(error) => {
                 *slot = Some(session);
@@ -184,7 +192,14 @@ impl Pass<'_> {
         let traits = self.consumer.store.traits();
         let mut transaction = Transaction::new(session, traits, self.consumer.id, self.isolation);
         let mut results = Vec::with_capacity(items.len());
-        for (item, plan) in items.iter_mut().zip(plans) {
+        let began = Clock::now();
+        let mut plans = std::mem::take(&mut claimed.plans).into_iter();
+        for (index, item) in items.iter_mut().enumerate() {
+            let over = began.elapsed() >= self.consumer.batch.time || transaction.is_full();
+            if over && index >= claimed.run_until {
+                break;
+            }
+            let Some(plan) = plans.next() else { break };
             let plan = match lines.place(item, plan) {
                 Ok(plan) => plan,
                 Err(full) => {
@@ -206,6 +221,10 @@ impl Pass<'_> {
             }
         }
 
+        // The batch is over; what has not begun leaves it, and its keys with it.
+        let (items, left) = items.split_at_mut(results.len());
+        let left_keys = claim::keys_of(left, plans.as_slice());
+
         failpoint::pass(Point::BeforeEffects);
         let flushed = transaction.flush().await;
         failpoint::pass_if(Point::AfterEffects, flushed.is_ok());
@@ -214,12 +233,18 @@ impl Pass<'_> {
         if let Err(error) = flushed {
             return Err(self.refused_setback(error, items));
         }
+        if !left_keys.is_empty() {
+            claimed.keys.retain(|key| !left_keys.contains(key));
+            let keys = left_keys.iter().map(Vec::as_slice).collect::<Vec<_>>();
+            let unclaimed = session.unclaim(self.consumer.id, &keys).await;
+            expect_all("unclaim", unclaimed.map_err(host_error)?, keys.len())?;
+        }
         let fresh = self.fresh(items, &results);
         let answers = self.answers(&mut **session, items, &results).await?;
         let (verdicts, mut writes) = self.verdicts(items, results);
         writes.outgoing.extend(outgoing);
         writes.outgoing.extend(answers);
-        let (outgoing, horizon) = self.write(&mut **session, &keys, writes).await?;
+        let (outgoing, horizon) = self.write(&mut **session, &claimed.keys, writes).await?;
         if late::mark(items, &fresh, horizon) {
             return Err(Setback::Again);
         }
@@ -232,7 +257,12 @@ impl Pass<'_> {
                 self.count(&verdicts);
                 Ok(Committed { verdicts, outgoing })
             }
-            Err(error) => Err(self.refused_setback(error, items)),
+            Err(error) => {
+                if matches!(error, StoreError::InDoubt(_)) {
+                    items.iter_mut().for_each(|item| item.in_doubt = true);
+                }
+                Err(self.refused_setback(error, items))
+            }
         }
     }
 

@@ -77,6 +77,9 @@ pub struct Transaction {
     touched: bool,
     /// The running message has run a statement since its savepoint was set.
     wrote: bool,
+    /// Savepoints that were set. A released one still counts for the server: what it wrote has a number of its
+    /// own until the transaction ends.
+    savepoints: usize,
 }
 
 impl Transaction {
@@ -96,6 +99,7 @@ impl Transaction {
             outgoing: Vec::new(),
             touched: false,
             wrote: false,
+            savepoints: 0,
         }
     }
 
@@ -113,6 +117,11 @@ impl Transaction {
                 constraint.message
             )))),
         }
+    }
+
+    /// Whether it has set as many savepoints as one transaction should.
+    pub fn is_full(&self) -> bool {
+        self.savepoints >= self.traits.max_savepoints
     }
 
     /// Runs a statement of the guest and returns its rows. The inner error is the guest's to see.
@@ -204,19 +213,18 @@ impl Transaction {
         if !self.touched {
             self.flush().await.map_err(Fault::Spoiled)?;
             if self.isolation == Isolation::Savepoints {
-                self.session
-                    .savepoint(MESSAGE)
-                    .await
-                    .map_err(Fault::Spoiled)?;
+                self.savepoint(MESSAGE).await.map_err(Fault::Spoiled)?;
             }
             self.touched = true;
         } else if self.guards_statements() && self.wrote {
-            self.session
-                .savepoint(STATEMENT)
-                .await
-                .map_err(Fault::Spoiled)?;
+            self.savepoint(STATEMENT).await.map_err(Fault::Spoiled)?;
         }
         Ok(())
+    }
+
+    async fn savepoint(&mut self, name: &'static str) -> Result<(), StoreError> {
+        self.savepoints += 1;
+        self.session.savepoint(name).await
     }
 
     /// What a statement's answer means for the message and for the transaction.
@@ -257,7 +265,7 @@ impl Transaction {
         }
         if self.guards_statements() {
             self.session.rollback_to(MESSAGE).await?;
-            return self.session.savepoint(MESSAGE).await;
+            return self.savepoint(MESSAGE).await;
         }
         if self.session.alive().await {
             return Ok(());

@@ -72,6 +72,8 @@ pub mod code {
         DUPLICATE = "duplicate";
         /// No failure: the message waits behind an earlier one of its partition.
         HELD = "held";
+        /// No failure: the message was delivered before, has no key, and runs from the table.
+        REDELIVERED = "redelivered";
         /// The message alone met a failure of the world again and again while the world was well.
         POISON = "poison";
     }

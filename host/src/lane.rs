@@ -26,7 +26,7 @@ use crate::effects::Isolation;
 use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
 use crate::relay::RelayHandle;
-use crate::store::{Session, StoreError};
+use crate::store::{Claim, ClaimRule, Session, StoreError};
 
 use alone::Started;
 
@@ -91,7 +91,8 @@ pub struct Lane {
     session: Option<Box<dyn Session>>,
     /// Works whose key is in another transaction's hands. They run again, alone, after the others.
     later: Vec<Work>,
-    /// Works that were taken and not begun, because only one could be tried.
+    /// Works that were taken and not begun, in their order: only one could be tried, or their batch was over
+    /// before it came to them.
     held: Vec<Work>,
     /// How many more batches run with savepoints.
     cautious: u32,
@@ -187,34 +188,56 @@ impl Lane {
         if pass.probe {
             // One message is tried; the others stay held, in their order.
             if !self.later.is_empty() {
-                self.held = batch;
+                self.hold_back(batch);
                 let work = self.later.remove(0);
                 return self.try_later(work).await;
             }
-            self.held = batch.split_off(batch.len().min(1));
+            let others = batch.split_off(batch.len().min(1));
+            self.hold_back(others);
         }
         for work in std::mem::take(&mut self.later) {
             self.try_later(work).await?;
         }
         let mut together = Vec::with_capacity(batch.len());
-        for work in self.recognise(batch).await? {
+        let mut works = self.recognise(batch).await?.into_iter();
+        while let Some(work) = works.next() {
             if work.alone && work.is_forgotten() {
                 // One before it was given back, and must not be overtaken.
                 self.forget(&mut vec![work]);
-            } else if work.alone {
-                self.settle(std::mem::take(&mut together)).await?;
-                self.start_alone(work).await?;
-            } else {
-                together.push(work);
+                continue;
             }
+            if !work.alone {
+                together.push(work);
+                continue;
+            }
+            let left = self.settle(std::mem::take(&mut together)).await?;
+            if !left.is_empty() {
+                // Nothing overtakes them.
+                self.hold_back(left.into_iter().chain([work]).chain(works));
+                return Ok(());
+            }
+            self.start_alone(work).await?;
         }
-        self.settle(together).await
+        let left = self.settle(together).await?;
+        self.hold_back(left);
+        Ok(())
+    }
+
+    /// Puts works back where the next batch begins.
+    fn hold_back(&mut self, works: impl IntoIterator<Item = Work>) {
+        let behind = std::mem::take(&mut self.held);
+        self.held.extend(works);
+        self.held.extend(behind);
     }
 
     /// The next batch: what was held back, or what the inbox has.
     async fn take(&mut self) -> Result<Vec<Work>, Ended> {
+        if self.stop.is_cancelled() {
+            return Err(Ended::Stopped);
+        }
         if !self.held.is_empty() {
-            return Ok(std::mem::take(&mut self.held));
+            let messages = self.messages().min(self.held.len());
+            return Ok(self.held.drain(..messages).collect());
         }
         let patience = (!self.later.is_empty()).then_some(Duration::from_millis(100));
         let limits = crate::consumer::BatchLimits {
@@ -237,20 +260,20 @@ impl Lane {
         self.consumer.metrics.forgotten.inc_by(forgotten);
     }
 
-    /// Commits a batch, whatever it takes.
-    async fn settle(&mut self, mut works: Vec<Work>) -> Result<(), Ended> {
+    /// Commits a batch, whatever it takes. Returns the works at its end that it had no time for.
+    async fn settle(&mut self, mut batch: Vec<Work>) -> Result<Vec<Work>, Ended> {
         // A part of a batch may have been given back, and must not be overtaken by the next.
-        self.forget(&mut works);
-        if works.len() <= 1 {
+        self.forget(&mut batch);
+        if batch.len() <= 1 {
             // A lane that has narrowed to single messages has to find its way back, too.
-            for work in works {
+            for work in batch {
                 let started = Instant::now();
                 self.settle_one(work).await?;
                 self.widen(started.elapsed(), 1);
             }
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let (mut items, origins): (Vec<Item>, Vec<Origin>) = works
+        let (mut items, mut origins): (Vec<Item>, Vec<Origin>) = batch
             .into_iter()
             .map(|work| (work.item, work.origin))
             .unzip();
@@ -262,9 +285,11 @@ impl Lane {
             drop(leave);
             let setback = match attempted {
                 Ok(committed) => {
-                    self.widen(started.elapsed(), items.len());
+                    let begun = committed.verdicts.len();
+                    let left = works(items.split_off(begun), origins.split_off(begun)).collect();
+                    self.widen(started.elapsed(), begun);
                     self.conclude(committed, &items, origins);
-                    return Ok(());
+                    return Ok(left);
                 }
                 Err(setback) => setback,
             };
@@ -293,25 +318,20 @@ impl Lane {
                 }
                 Setback::Full => {
                     self.give_back(&origins);
-                    return Ok(());
+                    return Ok(Vec::new());
                 }
                 Setback::Ours(error) => return Err(Ended::Broken(error)),
             }
         };
-        let mut works = items
-            .into_iter()
-            .zip(origins)
-            .map(|(item, origin)| Work {
-                item,
-                origin,
-                alone: false,
-            })
-            .peekable();
+        let mut works = works(items, origins).peekable();
         while works.peek().is_some() {
             let part = works.by_ref().take(part).collect();
-            Box::pin(self.settle(part)).await?;
+            let left = Box::pin(self.settle(part)).await?;
+            if !left.is_empty() {
+                return Ok(left.into_iter().chain(works).collect());
+            }
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     /// Commits one message by itself, beside what other lanes run.
@@ -368,6 +388,10 @@ impl Lane {
                         alone,
                     })));
                 }
+                // It lasts until somebody mends the database, whatever the message does.
+                Setback::World(error @ StoreError::Unwritable(_)) => {
+                    self.pause(&mut trouble, &error).await?;
+                }
                 Setback::World(error) => {
                     self.pause(&mut trouble, &error).await?;
                     if self.answers().await {
@@ -400,24 +424,16 @@ impl Lane {
             isolation,
         )
         .await;
-        match &result {
-            Ok(_) => {
-                self.cautious = self.cautious.saturating_sub(1);
-                self.consumer
-                    .metrics
-                    .batch_seconds
-                    .observe(started.elapsed().as_secs_f64());
-                self.consumer
-                    .metrics
-                    .batch_messages
-                    .observe(items.len() as f64);
-            }
-            Err(Setback::World(StoreError::InDoubt(_))) => {
-                for item in items {
-                    item.in_doubt = true;
-                }
-            }
-            Err(_) => {}
+        if let Ok(committed) = &result {
+            self.cautious = self.cautious.saturating_sub(1);
+            self.consumer
+                .metrics
+                .batch_seconds
+                .observe(started.elapsed().as_secs_f64());
+            self.consumer
+                .metrics
+                .batch_messages
+                .observe(committed.verdicts.len() as f64);
         }
         result
     }
@@ -504,10 +520,11 @@ impl Lane {
         }
     }
 
-    /// Whether the database answers now.
+    /// Whether the database does now what a batch needs of it: it is asked to claim a key, which is rolled back.
     async fn answers(&mut self) -> bool {
+        let consumer = Arc::clone(&self.consumer);
         let answer = match self.connect().await {
-            Ok(session) => session.ping().await,
+            Ok(session) => claims(session, &consumer).await,
             Err(error) => Err(error),
         };
         if answer.is_err() {
@@ -518,7 +535,10 @@ impl Lane {
 
     /// Waits for the world, and says so once.
     async fn pause(&mut self, trouble: &mut Backoff, error: &StoreError) -> Result<(), Stopped> {
-        if matches!(error, StoreError::Unavailable(_) | StoreError::InDoubt(_)) {
+        if matches!(
+            error,
+            StoreError::Unavailable(_) | StoreError::Unwritable(_) | StoreError::InDoubt(_)
+        ) {
             self.session = None;
         }
         if trouble.tries() == 2 {
@@ -526,6 +546,7 @@ impl Lane {
                 StoreError::LockTimeout(_) | StoreError::Conflict(_) => {
                     "Another transaction is in the way"
                 }
+                StoreError::Unwritable(_) => "The store cannot write",
                 _ => "The store does not answer",
             };
             tracing::warn!(
@@ -544,4 +565,31 @@ impl Lane {
             }
         }
     }
+}
+
+fn works(items: Vec<Item>, origins: Vec<Origin>) -> impl Iterator<Item = Work> {
+    items.into_iter().zip(origins).map(|(item, origin)| Work {
+        item,
+        origin,
+        alone: false,
+    })
+}
+
+async fn claims(session: &mut dyn Session, consumer: &Consumer) -> Result<(), StoreError> {
+    let rule = ClaimRule {
+        consumer: consumer.id,
+        plugin: &[],
+        retention: consumer.retention,
+    };
+    let key = fastrand::u128(..).to_be_bytes();
+    let claim = Claim {
+        key: &key,
+        fingerprint: &[],
+        attempts: 1,
+        timestamp_seconds: None,
+    };
+    session.begin().await?;
+    let claimed = session.claim(rule, &[claim]).await;
+    session.rollback().await?;
+    claimed.map(|_| ())
 }

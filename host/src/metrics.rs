@@ -238,7 +238,8 @@ impl Metrics {
             ),
             held: register!(
                 "held",
-                "Deliveries put behind an earlier failed message of their partition",
+                "Deliveries put into the table before they have run: behind an earlier failed message of their \
+                 partition, or delivered before and without a key",
                 Family::default()
             ),
             unfenced: register!(

@@ -51,7 +51,7 @@ pub struct Traits {
     pub error_kills_transaction: bool,
     /// One transaction at a time in the whole store.
     pub single_writer: bool,
-    /// Savepoints that one transaction should not exceed.
+    /// Savepoints that one transaction should not set, released ones included.
     pub max_savepoints: usize,
     /// Parameters that one statement can take.
     pub max_parameters: usize,
@@ -382,6 +382,10 @@ pub trait Session: Send {
         claim: Claim<'_>,
         from: Fate,
     ) -> Result<bool, StoreError>;
+
+    /// Forgets keys that a `claim` of this very transaction made new, as if it had not claimed them; returns
+    /// how many there were. Keys that were taken are not among them: what stood there is not known any more.
+    async fn unclaim(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError>;
 
     /// Gives claimed keys another fate; returns how many rows it changed.
     async fn settle(

@@ -21,11 +21,23 @@ pub async fn the_line_is_cut_after_the_server_has_committed(place: &Place) -> Ch
     cut(place, Commits::CutAfter { times: 5 }).await
 }
 
+/// A message whose commit was in doubt and did take effect finds itself in the ledger: no second message.
+pub async fn no_message_is_parked_as_a_duplicate_of_itself(place: &Place) -> Checked {
+    cut_with(place, Commits::CutAfter { times: 5 }, "park").await
+}
+
 async fn cut(place: &Place, rule: Commits) -> Checked {
+    cut_with(place, rule, "ack").await
+}
+
+async fn cut_with(place: &Place, rule: Commits, on_duplicate: &str) -> Checked {
     let scene = Scene::postgres(place).await?;
     let proxy = Proxy::to(servers::postgres().await?.address()).await?;
     let through = scene.store.url_through(proxy.address());
-    let config = Config::new("host", &through, &scene.broker.url).consumer(scene.probe()?);
+    let consumer = scene
+        .probe()?
+        .set("on-duplicate", &format!("\"{on_duplicate}\""));
+    let config = Config::new("host", &through, &scene.broker.url).consumer(consumer);
     let host = Host::start(place, &config).await?;
     proxy.commits(rule);
     let orders = publish(&scene).await?;

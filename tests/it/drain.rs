@@ -77,6 +77,60 @@ pub async fn a_drain_that_takes_too_long_is_given_up(place: &Place) -> Checked {
     Ok(())
 }
 
+/// A message that was redelivered, and takes longer than any drain: the host is what ends it, by its timeout or at a
+/// second signal, and no start stays on record.
+pub async fn what_it_gives_up_is_held_against_no_message(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let hang = serde_json::json!({"query": ["SELECT pg_sleep(25)", []]});
+    let grant = r#"{ write = ["t_effects"], functions = ["pg_sleep"] }"#;
+    let consumer = scene
+        .probe()?
+        .set("grant", grant)
+        .set("limits", r#"{ wall = "60s" }"#);
+    let config = |shutdown: &str| {
+        scene
+            .config("host", consumer.clone())
+            .store_line("statement-timeout = \"60s\"")
+            .host_line(&format!("shutdown-timeout = \"{shutdown}\""))
+    };
+    scene
+        .publish(&[message("k", &[scene::insert("k", 0), hang])])
+        .await?;
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' \
+                  AND datname = current_database()";
+    let falls_asleep = async || {
+        wait::until_equal("handlers that hang", 1, async || {
+            scene.store.number(asleep).await
+        })
+        .await
+    };
+    let host = Host::start(place, &config("60s")).await?;
+    falls_asleep().await?;
+    host.sigkill()?;
+    let drains = || {
+        let log = std::fs::read_to_string(place.dir.join("host.log"));
+        Ok(log?.matches("Draining").count())
+    };
+    for (life, (shutdown, signals)) in [("300ms", 1), ("60s", 2)].into_iter().enumerate() {
+        let mut host = Host::start(place, &config(shutdown)).await?;
+        let started = "SELECT count(*) FROM hapax_ledger WHERE fate = 5";
+        wait::until_equal("starts on record", 1, async || {
+            scene.store.number(started).await
+        })
+        .await?;
+        falls_asleep().await?;
+        for _ in 0..signals {
+            host.sigterm()?;
+            wait::until_equal("drains", life + 1, async || drains()).await?;
+        }
+        assert_eq!(host.exit_code().await?, 1);
+        assert_eq!(scene.store.count("hapax_ledger").await?, 0, "{shutdown}");
+        assert_eq!(scene.broker.left_over(IN).await?, 1);
+    }
+    assert_eq!(scene.effects().await?, [""; 0]);
+    Ok(())
+}
+
 /// A host with one message, whose handler hangs in the database.
 async fn hanging(place: &Place, scene: &Scene, host_line: &str) -> anyhow::Result<Host> {
     let hang = serde_json::json!({"query": ["SELECT pg_sleep(600)", []]});

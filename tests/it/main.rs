@@ -153,6 +153,7 @@ fn main() -> ExitCode {
                 the_line_is_cut_before_the_server_sees_it,
                 the_line_is_cut_after_the_server_has_committed,
                 the_line_is_reset_while_the_server_is_at_it,
+                no_message_is_parked_as_a_duplicate_of_itself,
                 the_server_answers_it_with_a_warning,
                 the_server_ends_the_session_in_the_middle_of_it;
         }
@@ -207,7 +208,9 @@ fn main() -> ExitCode {
                 carbon_copy;
         }
         time_limits {
-            once: an_attempt_that_is_out_of_time_applies_nothing;
+            once:
+                an_attempt_that_is_out_of_time_applies_nothing,
+                a_batch_of_slow_messages_is_over_when_its_time_is;
             each store: a_statement_without_end_ends_with_its_message;
         }
         least_privilege {
@@ -275,7 +278,8 @@ fn main() -> ExitCode {
             once:
                 with_sigterm_under_load_every_life_ends_well,
                 a_second_signal_ends_it_at_once_and_loses_nothing,
-                a_drain_that_takes_too_long_is_given_up;
+                a_drain_that_takes_too_long_is_given_up,
+                what_it_gives_up_is_held_against_no_message;
             each store: what_was_only_fetched_goes_back;
         }
         strict_order {
@@ -312,6 +316,7 @@ fn main() -> ExitCode {
         outage {
             once:
                 across_five_restarts_it_loses_no_message,
+                that_only_reads_is_no_messages_failure,
                 longer_than_the_broker_waits_it_gives_messages_back_once,
                 one_message_for_long_is_given_back_beside_busy_lanes,
                 a_consumer_that_is_stopped_gives_back_what_it_holds;
@@ -327,8 +332,11 @@ fn main() -> ExitCode {
                 do_not_wait_for_one_that_is_cut_off,
                 do_not_wait_for_one_that_was_killed,
                 lose_no_increment_of_one_state_key,
-                share_a_sqlite_file_between_lane_relay_sweep_and_commands;
-            each store: a_message_that_kills_the_host_is_parked_alone;
+                share_a_sqlite_file_between_lane_relay_sweep_and_commands,
+                slow_neighbours_of_a_message_that_kills_the_host_are_not_parked;
+            each store:
+                a_message_that_kills_the_host_is_parked_alone,
+                a_message_without_a_key_that_kills_the_host_is_parked;
         }
         hot_load {
             once:

@@ -11,6 +11,8 @@ use crate::support::host::{self, Consumer, Host};
 use crate::support::place::Place;
 use crate::support::proxy::Proxy;
 use crate::support::scene::{self, Scene};
+use crate::support::servers::Postgres;
+use crate::support::store::Store;
 use crate::support::{servers, wait};
 
 const QUEUE: &str = "limited";
@@ -203,4 +205,41 @@ pub async fn a_consumer_that_is_stopped_gives_back_what_it_holds(place: &Place) 
     scene.store.execute(&restored).await?;
     let host = Host::start(place, &config).await?;
     assert_all_applied(&scene, host).await
+}
+
+/// A server that only reads for a while, as one that became a standby: nothing is counted and nothing is parked, however
+/// often it is tried.
+pub async fn that_only_reads_is_no_messages_failure(place: &Place) -> Checked {
+    let server = Postgres::start("postgres-that-reads").await?;
+    let scene = Scene::with(Store::postgres_on(&server).await?).await?;
+    let consumer = Consumer::probe(scene::IN)?.set("lanes", "1");
+    let host = Host::start(place, &scene.config("host", consumer)).await?;
+    let reads_only = async |on: &str| {
+        let set = format!("ALTER SYSTEM SET default_transaction_read_only = {on}");
+        scene.store.execute(&set).await?;
+        scene.store.execute("SELECT pg_reload_conf()").await
+    };
+    reads_only("on").await?;
+    let refused = async || {
+        let setting = "SELECT count(*) FROM pg_settings \
+                       WHERE name = 'default_transaction_read_only' AND setting = 'on'";
+        Ok((scene.store.number(setting).await? == 1).then_some(()))
+    };
+    wait::until("the server to only read", wait::PATIENCE, refused).await?;
+    let orders = ["1", "2"];
+    let messages: Vec<_> = orders.iter().map(|order| scene::ordinary(order)).collect();
+    scene.publish(&messages).await?;
+    let setbacks = async || {
+        let world = [("code", "world")];
+        let count = host.metric_where("hapax_setbacks_total", &world).await?;
+        Ok((count >= 8).then_some(()))
+    };
+    wait::until("eight setbacks", wait::PATIENCE, setbacks).await?;
+    reads_only("off").await?;
+    host.until_metric("hapax_committed_total", 2).await?;
+    assert_eq!(host.metric("hapax_failed_total").await?, 0);
+    scene.finish(host).await?;
+    assert_eq!(scene.sent().await?, orders);
+    assert_eq!(scene.store.waiting().await?, [""; 0]);
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Messages that write now, write later, read and fail, in random mixtures: running them in
+//! Messages that write now, write later, read, and fail by their own will, by a trap or by a limit, in random mixtures: running them in
 //! batches must leave what running them one by one leaves.
 
 use std::collections::BTreeMap;
@@ -73,6 +73,8 @@ async fn run(
     let consumer = scene
         .probe()?
         .set("lanes", "1")
+        // What a second attempt meets depends on when it comes.
+        .set("retry", "{ max-attempts = 1 }")
         .set("batch", &batch.to_string());
     let host = Host::start(place, &scene.config(label, consumer)).await?;
     super::support::scene::until_settled(
@@ -105,8 +107,13 @@ async fn run(
 /// One to six random steps, then perhaps a failure.
 fn schedule(random: &mut fastrand::Rng, order: &str) -> Message {
     let mut steps: Vec<Value> = (0..random.usize(1..=6)).map(|_| step(random)).collect();
-    if random.usize(..8) == 0 {
-        steps.insert(random.usize(..=steps.len()), json!({"reject": "by lot"}));
+    if random.usize(..6) == 0 {
+        let failure = match random.usize(..4) {
+            0 | 1 => json!({"reject": "by lot"}),
+            2 => json!({"panic": "by lot"}),
+            _ => json!({"allocate_mib": 200}),
+        };
+        steps.insert(random.usize(..=steps.len()), failure);
     }
     message(order, &steps)
 }

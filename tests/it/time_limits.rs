@@ -100,3 +100,40 @@ pub async fn a_statement_without_end_ends_with_its_message(place: &Place, scene:
     assert_eq!(scene.sent().await?, ["after", "before"]);
     Ok(())
 }
+
+/// Each message takes as long as a batch may: none waits for its claim to be committed until the last of many has
+/// run.
+pub async fn a_batch_of_slow_messages_is_over_when_its_time_is(place: &Place) -> Checked {
+    const MESSAGES: usize = 24;
+    let scene = Scene::postgres(place).await?;
+    let nap = json!({"query": ["SELECT pg_sleep(0.05)", []]});
+    let order = |number: usize| format!("{number:02}");
+    let messages: Vec<_> = (0..MESSAGES)
+        .map(|number| {
+            let order = order(number);
+            message(&order, &[nap.clone(), insert(&order, 0), publish(&order)])
+        })
+        .collect();
+    // The queue is full before the host begins.
+    scene.publish(&messages).await?;
+    let grant = r#"{ write = ["t_effects"], functions = ["pg_sleep"] }"#;
+    let consumer = scene
+        .probe()?
+        .set("grant", grant)
+        .set("lanes", "1")
+        .set("batch-time", "\"50ms\"");
+    let host = Host::start(place, &scene.config("host", consumer)).await?;
+    scene.finish(host).await?;
+    let most = "SELECT max(together) FROM (SELECT count(*) AS together FROM t_effects GROUP BY xmin) batches";
+    assert_eq!(scene.store.number(most).await?, 1);
+    // What had left its batch came next, and was applied once, in its order.
+    let in_order = "SELECT order_id FROM t_effects ORDER BY xmin::text::bigint";
+    let orders: Vec<_> = (0..MESSAGES).map(order).collect();
+    assert_eq!(scene.store.texts(in_order).await?, orders);
+    assert_eq!(scene.sent().await?, orders);
+    let committed = Fates {
+        committed: MESSAGES as i64,
+        ..Fates::default()
+    };
+    scene.assert_fates(committed).await
+}

@@ -314,3 +314,90 @@ pub async fn a_message_that_kills_the_host_is_parked_alone(place: &Place, scene:
     assert_eq!(scene.sent().await?.len(), 1_023);
     Ok(())
 }
+
+/// Messages that take their time, in other lanes than one that takes the host down again and again: a crash
+/// accuses them too, and they are never parked for it.
+pub async fn slow_neighbours_of_a_message_that_kills_the_host_are_not_parked(
+    place: &Place,
+) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let nap = serde_json::json!({"query": ["SELECT pg_sleep(0.5)", []]});
+    let slow = |order: &str| {
+        scene::message(
+            order,
+            &[nap.clone(), scene::insert(order, 0), scene::publish(order)],
+        )
+    };
+    let innocents = ["a", "b", "c", "d", "e", "f"];
+    let mut messages: Vec<_> = innocents.iter().map(|order| slow(order)).collect();
+    messages.push(scene::ordinary("poison"));
+    let consumer = scene
+        .probe()?
+        .set(
+            "grant",
+            r#"{ write = ["t_effects"], functions = ["pg_sleep"] }"#,
+        )
+        .set("lanes", "8")
+        .set("batch", "1")
+        .set(
+            "retry",
+            r#"{ max-attempts = 1, delay = "10ms", max-delay = "10ms" }"#,
+        );
+    let config = scene.config("host", consumer);
+    scene.publish(&messages).await?;
+    let host = until_parked(place, &config, "mid-handler@key=poison=kill").await?;
+    scene.finish(host).await?;
+    assert_eq!(
+        scene.store.waiting_keys().await?,
+        ["poison parked crash-loop"]
+    );
+    assert_eq!(scene.sent().await?, innocents);
+    Ok(())
+}
+
+/// A message without a key is found out as well: it runs from the table.
+pub async fn a_message_without_a_key_that_kills_the_host_is_parked(
+    place: &Place,
+    scene: Scene,
+) -> Checked {
+    let consumer = scene.probe()?.set("idempotency", "\"off\"").set(
+        "retry",
+        r#"{ max-attempts = 1, delay = "10ms", max-delay = "10ms" }"#,
+    );
+    let config = scene.config("host", consumer);
+    scene.publish(&[scene::ordinary("poison")]).await?;
+    let host = until_parked(place, &config, "mid-handler=kill").await?;
+    scene.finish(host).await?;
+    assert_eq!(scene.store.waiting().await?, ["parked crash-loop"]);
+    // Those that were delivered again beside such a message only take the way through the table.
+    let orders = ["1", "2", "3"];
+    let messages: Vec<_> = orders.iter().map(|order| scene::ordinary(order)).collect();
+    scene.publish(&messages).await?;
+    let host = Host::launch_armed(place, &config, Some("after-claim=kill"))?;
+    host.until_killed_at(hapax::failpoint::Point::AfterClaim)
+        .await?;
+    let host = Host::start(place, &config).await?;
+    scene.finish(host).await?;
+    assert_eq!(scene.store.waiting().await?, ["parked crash-loop"]);
+    assert_eq!(scene.sent().await?, orders);
+    assert_eq!(scene.effects().await?, ["1/0", "2/0", "3/0"]);
+    Ok(())
+}
+
+/// Starts the host again until it has parked a message. How often it dies is bounded.
+async fn until_parked(place: &Place, config: &Config, order: &str) -> anyhow::Result<Host> {
+    for _ in 0..10 {
+        let mut host = Host::launch_armed(place, config, Some(order))?;
+        let died = wait::until("the host to die or to park", wait::PATIENCE, async || {
+            if !host.is_running()? {
+                return Ok(Some(true));
+            }
+            Ok((host.metric("hapax_parked_total").await? > 0).then_some(false))
+        })
+        .await?;
+        if !died {
+            return Ok(host);
+        }
+    }
+    anyhow::bail!("the message is never parked")
+}

@@ -23,6 +23,16 @@ enum Opened {
     },
 }
 
+/// What a batch has claimed.
+pub(super) struct Claimed {
+    /// One for each item.
+    pub plans: Vec<Plan>,
+    /// The keys that are claimed.
+    pub keys: Vec<Vec<u8>>,
+    /// So many items have to stay in this transaction: it has taken a row over from what stood there before.
+    pub run_until: usize,
+}
+
 pub(super) enum ClaimError {
     Again,
     Store(StoreError),
@@ -40,12 +50,19 @@ impl Pass<'_> {
         &self,
         session: &mut dyn Session,
         items: &mut [Item],
-    ) -> Result<(Vec<Plan>, Vec<Vec<u8>>), ClaimError> {
+    ) -> Result<Claimed, ClaimError> {
         let mut plans = Vec::with_capacity(items.len());
         let mut first = BTreeMap::<Vec<u8>, usize>::new();
+        // One of them runs in any case.
+        let mut run_until = 1;
         for (index, item) in items.iter_mut().enumerate() {
             plans.push(match self.open(session, item).await? {
-                Opened::Decided(plan) => plan,
+                Opened::Decided(plan) => {
+                    if matches!(plan, Plan::Run { .. } | Plan::Fail { .. }) {
+                        run_until = index + 1;
+                    }
+                    plan
+                }
                 Opened::Key(key) => match first.get(&key) {
                     Some(earlier) => Plan::Follow(*earlier),
                     None => {
@@ -53,11 +70,19 @@ impl Pass<'_> {
                         Plan::Run { attempts: 0 }
                     }
                 },
-                Opened::Keyless { attempts } => begin(item, attempts),
+                Opened::Keyless { attempts } => match item.hold {
+                    Hold::Nothing if item.redelivered && item.preset.is_none() => Plan::SetAside,
+                    _ => begin(item, attempts),
+                },
             });
         }
-        let keys = self.claim_keys(session, items, &mut plans, first).await?;
-        Ok((plans, keys))
+        let mut claimed = Claimed {
+            keys: self.held_keys(items, &plans, &first),
+            plans,
+            run_until,
+        };
+        self.claim_keys(session, items, &mut claimed, first).await?;
+        Ok(claimed)
     }
 
     /// Reads what is needed to know an item's key.
@@ -69,6 +94,7 @@ impl Pass<'_> {
                 return Ok(Opened::Decided(Plan::Gone));
             };
             attempts = row.attempts;
+            item.redelivered = row.code == code::REDELIVERED.0;
             item.message = Arc::new(row.message);
             item.identity = self.consumer.rules.identify(&item.message);
             if let Some(key) = row.key {
@@ -159,13 +185,17 @@ impl Pass<'_> {
         &self,
         session: &mut dyn Session,
         items: &[Item],
-        plans: &mut [Plan],
+        claimed: &mut Claimed,
         first: BTreeMap<Vec<u8>, usize>,
-    ) -> Result<Vec<Vec<u8>>, ClaimError> {
-        let mut owned = self.held_keys(items, plans, &first);
+    ) -> Result<(), ClaimError> {
         if first.is_empty() {
-            return Ok(owned);
+            return Ok(());
         }
+        let Claimed {
+            plans,
+            keys: owned,
+            run_until,
+        } = claimed;
         let claims = first
             .values()
             .filter_map(|&index| {
@@ -188,7 +218,7 @@ impl Pass<'_> {
             }
         }
         if known.is_empty() {
-            return Ok(owned);
+            return Ok(());
         }
         let keys = known.iter().map(|(key, _)| *key).collect::<Vec<_>>();
         let entries = session.entries(self.consumer.id, &keys).await?;
@@ -213,11 +243,12 @@ impl Pass<'_> {
                         return Err(ClaimError::Again);
                     }
                     owned.push(key.to_vec());
+                    *run_until = (*run_until).max(index + 1);
                     begin(item, (entry.attempts - 1).max(0))
                 }
             };
         }
-        Ok(owned)
+        Ok(())
     }
 
     /// Judges the items of the batch that carry the same key as `first`, each by its own fingerprint.
@@ -250,14 +281,9 @@ impl Pass<'_> {
         plans: &[Plan],
         first: &BTreeMap<Vec<u8>, usize>,
     ) -> Vec<Vec<u8>> {
-        items
-            .iter()
-            .zip(plans)
-            .filter(|(_, plan)| matches!(plan, Plan::Run { .. } | Plan::Fail { .. }))
-            .filter_map(|(item, _)| item.identity.as_ref().ok())
-            .filter(|identity| !identity.key.is_empty() && !first.contains_key(&identity.key))
-            .map(|identity| identity.key.clone())
-            .collect()
+        let mut held = keys_of(items, plans);
+        held.retain(|key| !first.contains_key(key));
+        held
     }
 
     fn rule(&self) -> ClaimRule<'_> {
@@ -267,6 +293,18 @@ impl Pass<'_> {
             retention: self.consumer.retention,
         }
     }
+}
+
+/// The keys that are claimed for items with these plans.
+pub(super) fn keys_of(items: &[Item], plans: &[Plan]) -> Vec<Vec<u8>> {
+    items
+        .iter()
+        .zip(plans)
+        .filter(|(_, plan)| matches!(plan, Plan::Run { .. } | Plan::Fail { .. }))
+        .filter_map(|(item, _)| item.identity.as_ref().ok())
+        .filter(|identity| !identity.key.is_empty())
+        .map(|identity| identity.key.clone())
+        .collect()
 }
 
 /// An item whose key is claimed: it runs, unless it has failed before. What came too late was no attempt.

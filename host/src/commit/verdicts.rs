@@ -11,6 +11,10 @@ use crate::waiting;
 
 use super::{Hold, Item, Pass, Plan, Verdict};
 
+/// When a message that was put aside runs. Its acknowledgement goes first: a host that went down with it before would
+/// get it again, and put it aside once more.
+const SET_ASIDE: Duration = Duration::from_secs(2);
+
 /// What a pass has to write before it finishes.
 #[derive(Default)]
 pub(super) struct Writes {
@@ -46,6 +50,7 @@ impl Pass<'_> {
                 Plan::Gone => Verdict::Gone,
                 Plan::Fail { failure, attempts } => self.fail(item, failure, attempts, &mut writes),
                 Plan::Hold => self.hold(item, &mut writes),
+                Plan::SetAside => self.set_aside(item, &mut writes),
                 Plan::Park(failure) => self.park(item, failure, &mut writes),
                 Plan::Follow(first) => match self.follow(item, &items[first], &verdicts[first]) {
                     Ok(fate) => Verdict::Duplicate(fate),
@@ -91,7 +96,9 @@ impl Pass<'_> {
                 status: Status::Parked,
                 ..
             } => Fate::Parked,
-            Verdict::Failed { .. } | Verdict::Held | Verdict::Gone => Fate::Waiting,
+            Verdict::Failed { .. } | Verdict::Held | Verdict::SetAside | Verdict::Gone => {
+                Fate::Waiting
+            }
         };
         match (&item.identity, &first.identity) {
             (Ok(own), Ok(other)) if own.fingerprint != other.fingerprint => {
@@ -103,10 +110,11 @@ impl Pass<'_> {
     }
 
     /// Whether a duplicate is to be seen by a person. What the broker delivers again is no second message,
-    /// and what a person has replayed he has seen.
+    /// what a person has replayed he has seen, and what was in doubt may be known by its own commit.
     pub(super) fn parks_duplicate(&self, item: &Item) -> bool {
         self.consumer.on_duplicate == OnDuplicate::Park
             && !item.redelivered
+            && !item.in_doubt
             && !matches!(item.hold, Hold::Row(_))
     }
 
@@ -140,6 +148,15 @@ impl Pass<'_> {
         }
         self.put(row, Duration::ZERO, writes);
         Verdict::Held
+    }
+
+    /// Due soon, under an id of its own: its starts are counted there.
+    fn set_aside(&self, item: &Item, writes: &mut Writes) -> Verdict {
+        let text = "was delivered before, and has no key: it runs from the table, alone";
+        let failure = Failure::never(code::REDELIVERED, text);
+        let row = waiting::row(self.consumer, &[], item, &failure, Status::Retry, 0);
+        self.put(row, SET_ASIDE, writes);
+        Verdict::SetAside
     }
 
     fn park(&self, item: &Item, failure: Failure, writes: &mut Writes) -> Verdict {

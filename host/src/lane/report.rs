@@ -15,7 +15,7 @@ impl Lane {
             metrics.retried.inc();
         }
         match verdict {
-            Verdict::Held => {
+            Verdict::Held | Verdict::SetAside => {
                 metrics.held.inc();
             }
             Verdict::Committed => {
@@ -95,7 +95,7 @@ impl Lane {
                         false => brake.failed(now),
                     });
                 }
-                Verdict::Duplicate(_) | Verdict::Held | Verdict::Gone => {}
+                Verdict::Duplicate(_) | Verdict::Held | Verdict::SetAside | Verdict::Gone => {}
             }
         }
     }

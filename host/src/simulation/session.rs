@@ -465,6 +465,21 @@ impl Session for ModelSession {
         Ok(taken)
     }
 
+    async fn unclaim(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
+        let own = self.statement().await?;
+        let mut removed = 0;
+        for key in keys {
+            let key = place(consumer, key);
+            let open = self.open();
+            if open.claimed.remove(&key) {
+                open.changes.ledger.remove(&key);
+                removed += 1;
+            }
+        }
+        self.end(own);
+        Ok(removed)
+    }
+
     async fn settle(
         &mut self,
         consumer: ConsumerId,

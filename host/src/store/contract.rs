@@ -12,6 +12,7 @@ mod retention;
 mod sqlite;
 mod state;
 mod transactions;
+mod unclaim;
 mod upkeep;
 mod waiting;
 

@@ -53,9 +53,13 @@ pub enum StoreError {
     #[error("the commit is in doubt: {0}")]
     InDoubt(String),
 
-    /// The database is away, full, or stopping.
+    /// The database is away or stopping.
     #[error("{0}")]
     Unavailable(String),
+
+    /// The database answers and cannot write: its disk is full, or it only reads. No message can be the reason.
+    #[error("{0}")]
+    Unwritable(String),
 
     /// The database was used by another process, or its schema is not ours.
     #[error("{0}")]
@@ -76,7 +80,8 @@ impl StoreError {
             | Self::Conflict(_)
             | Self::TransactionLost(_)
             | Self::InDoubt(_)
-            | Self::Unavailable(_) => Class::World,
+            | Self::Unavailable(_)
+            | Self::Unwritable(_) => Class::World,
             Self::Unusable(_) | Self::Broken(_) => Class::Ours,
         }
     }

@@ -340,6 +340,11 @@ impl Session for Recorded {
         self.inner.entries(consumer, keys).await
     }
 
+    async fn unclaim(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
+        self.step().await;
+        self.inner.unclaim(consumer, keys).await
+    }
+
     async fn settle(
         &mut self,
         consumer: ConsumerId,

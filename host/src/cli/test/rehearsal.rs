@@ -410,6 +410,7 @@ impl Outcome {
             },
             Verdict::Gone => plain("gone"),
             Verdict::Held => plain("held"),
+            Verdict::SetAside => plain("set aside"),
             Verdict::Failed {
                 failure, status, ..
             } => Self {

@@ -157,6 +157,10 @@ impl Session for FakeSession {
         unreachable!("take")
     }
 
+    async fn unclaim(&mut self, _: ConsumerId, _: &[&[u8]]) -> Result<u64, StoreError> {
+        unreachable!("unclaim")
+    }
+
     async fn settle(&mut self, _: ConsumerId, _: &[Settlement<'_>]) -> Result<u64, StoreError> {
         unreachable!("settle")
     }

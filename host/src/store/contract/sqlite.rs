@@ -205,7 +205,7 @@ async fn a_full_disk_is_noticed() {
         .unwrap();
     let insert = "INSERT INTO t VALUES (zeroblob(10000000))";
     let error = session.execute(insert, &[]).await.unwrap_err();
-    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    assert!(matches!(error, StoreError::Unwritable(_)), "{error:?}");
     // Whether SQLite keeps the transaction is its own choice; what matters is that it is known.
     let kept = session.alive().await;
     let finished = session.finish(consumer, &[b"k"]).await;

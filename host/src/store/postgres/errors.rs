@@ -72,8 +72,9 @@ impl Refusal {
             "55P03" => StoreError::LockTimeout(text),
             "57014" => StoreError::Limit(text),
             "25P02" => StoreError::TransactionLost(text),
-            // 25006 is what a server says that became a standby under an open connection.
-            "25006" | "25P03" => StoreError::Unavailable(text),
+            // 25006 is what a server says that became a standby under an open connection, 53100 is a full disk.
+            "25006" | "53100" => StoreError::Unwritable(text),
+            "25P03" => StoreError::Unavailable(text),
             _ if code.starts_with("08")
                 || code.starts_with("53")
                 || code.starts_with("57P")

@@ -35,6 +35,10 @@ impl Claims {
         Ok(())
     }
 
+    fn remove(&mut self, key: &[u8]) -> bool {
+        self.keys.remove(key)
+    }
+
     fn has(&self, key: &[u8]) -> bool {
         self.keys.contains(key)
     }
@@ -145,6 +149,26 @@ impl PostgresSession {
         };
         self.claims.add(column(&row, 0)?, claim.key)?;
         Ok(true)
+    }
+
+    pub(super) async fn ledger_unclaim(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<u64, StoreError> {
+        self.without_savepoint()?;
+        let claimed = keys.iter().filter(|key| self.claims.remove(key));
+        let claimed: Vec<&[u8]> = claimed.copied().collect();
+        // Each by the index, as in `ledger_entries`.
+        let delete = self
+            .statement(
+                "DELETE FROM @hapax_ledger l USING unnest($2::bytea[]) AS k (key) \
+                 WHERE l.consumer = $1 AND l.key = k.key",
+            )
+            .persistent(false)
+            .bind(consumer.0)
+            .bind(claimed);
+        self.touch(delete).await
     }
 
     /// What is claimed under a savepoint would be undone with it.

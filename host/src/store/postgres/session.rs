@@ -389,6 +389,10 @@ impl Session for PostgresSession {
         self.ledger_take(rule, claim, from).await
     }
 
+    async fn unclaim(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
+        self.ledger_unclaim(consumer, keys).await
+    }
+
     async fn settle(
         &mut self,
         consumer: ConsumerId,

@@ -91,9 +91,8 @@ impl Refusal {
             )),
             code::ABORT => StoreError::TransactionLost(text),
             code::CORRUPT | code::NOT_A_DATABASE => StoreError::Unusable(text),
-            code::FULL | code::IO | code::CANNOT_OPEN | code::READ_ONLY | code::PROTOCOL => {
-                StoreError::Unavailable(text)
-            }
+            code::FULL | code::READ_ONLY => StoreError::Unwritable(text),
+            code::IO | code::CANNOT_OPEN | code::PROTOCOL => StoreError::Unavailable(text),
             _ => StoreError::Statement {
                 code: extended.to_string(),
                 message: message.to_owned(),

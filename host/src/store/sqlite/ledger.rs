@@ -114,6 +114,27 @@ impl Slot {
         Ok(self.touch(update).await? == 1)
     }
 
+    pub async fn unclaim(
+        &mut self,
+        consumer: ConsumerId,
+        keys: &[&[u8]],
+    ) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        for piece in pieces(keys.len()) {
+            let keys = &keys[piece];
+            let text = format!(
+                "DELETE FROM hapax_ledger WHERE consumer = ? AND key IN ({}) AND fate <= 0",
+                marks(keys.len())
+            );
+            let mut delete = sqlx::query(AssertSqlSafe(text)).bind(consumer.0);
+            for key in keys {
+                delete = delete.bind(*key);
+            }
+            removed += self.touch(delete).await?;
+        }
+        Ok(removed)
+    }
+
     pub async fn settle(
         &mut self,
         consumer: ConsumerId,

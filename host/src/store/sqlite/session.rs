@@ -195,6 +195,12 @@ impl Session for SqliteSession {
         Ok(taken)
     }
 
+    async fn unclaim(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
+        let removed = self.transaction()?.unclaim(consumer, keys).await?;
+        self.unfinished = self.unfinished.saturating_sub(removed);
+        Ok(removed)
+    }
+
     async fn settle(
         &mut self,
         consumer: ConsumerId,
