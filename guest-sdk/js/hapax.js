@@ -72,11 +72,14 @@ class Ignored {
 /** Returned by a handler that had nothing to do. The reason is counted and logged. */
 export const ignored = (reason) => new Ignored(reason);
 
+/** What the host gives as bytes is not always an array of this realm, and then `instanceof` denies it. */
+const own = (bytes) => (bytes instanceof Uint8Array ? bytes : Uint8Array.from(bytes));
+
 /** One message, as it was first delivered. */
 export class Message {
   constructor(envelope) {
     /** @type {Uint8Array} */
-    this.body = envelope.body;
+    this.body = own(envelope.body);
     this.exchange = envelope.exchange;
     this.routingKey = envelope.routingKey;
     /** AMQP properties that are set: `messageId`, `contentType`, `replyTo`, … */
@@ -169,7 +172,7 @@ function toHost(value) {
     case 'string':
       return { tag: 'text', val: value };
   }
-  if (value instanceof Uint8Array) return { tag: 'bytes', val: value };
+  if (ArrayBuffer.isView(value)) return { tag: 'bytes', val: value };
   if (value instanceof Date) return { tag: 'timestamp', val: BigInt(value.getTime()) * 1000n };
   if (TAGS.has(value.tag) && typeof value.val === 'string') return value;
   return { tag: 'json', val: JSON.stringify(value) };
@@ -183,6 +186,8 @@ function fromHost({ tag, val }) {
       return Number.isSafeInteger(Number(val)) ? Number(val) : val;
     case 'timestamp':
       return new Date(Number(val / 1000n));
+    case 'bytes':
+      return own(val);
     case 'json':
       return JSON.parse(val);
     case 'other':
@@ -236,9 +241,12 @@ export const sql = {
 
 /** A small key-value table of this consumer, in the same transaction. Values are bytes. */
 export const state = {
-  get: (key) => hostState.get(key)?.value,
+  get: (key) => state.getVersioned(key)?.value,
   /** The value and its version, a bigint that grows with every change. */
-  getVersioned: (key) => hostState.get(key),
+  getVersioned(key) {
+    const entry = hostState.get(key) ?? undefined;
+    return entry && { value: own(entry.value), version: entry.version };
+  },
   /** After a `get` of the same key it holds only while nobody else has changed it. */
   put: (key, value) => hostState.put(key, bytes(value)[0]),
   /** False when the key has another version; undefined for a key that does not exist. */
@@ -256,7 +264,7 @@ export const state = {
 
 /** Bytes as they are, anything else as JSON, with its content type. */
 function bytes(body) {
-  if (body instanceof Uint8Array) return [body, undefined];
+  if (ArrayBuffer.isView(body)) return [body, undefined];
   return [new TextEncoder().encode(JSON.stringify(body)), 'application/json'];
 }
 
@@ -291,7 +299,7 @@ export const context = {
   },
   /** The idempotency key, as bytes. */
   get key() {
-    return hostContext.key();
+    return own(hostContext.key());
   },
   get attempt() {
     return hostContext.attempt();
