@@ -73,10 +73,14 @@ pub async fn the_line_is_reset_while_the_server_is_at_it(place: &Place) -> Check
     let store = &scene.store;
     commits_wait_for_a_standby(store).await?;
     scene.publish(&[scene::ordinary("k")]).await?;
-    until_waiting(store, 1).await?;
+    let waiting = until_one_waits(store).await?;
     proxy.tear_commits();
-    // The server's process outlives its client, until it looks for it or is told to end.
-    until_waiting(store, 0).await?;
+    // The server's process outlives its client, until it looks for it or is told to end. Others may wait by then.
+    let there = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {waiting}");
+    wait::until_equal("processes that commit", 0, async || {
+        store.number(&there).await
+    })
+    .await?;
     commits_wait_no_more(store).await?;
 
     host.until_metric("hapax_duplicates_total", 1).await?;
@@ -98,13 +102,17 @@ async fn commits_wait_no_more(store: &Store) -> Checked {
     store.execute("SELECT pg_reload_conf()").await
 }
 
-/// Waits until so many processes of the server wait for the standby.
-async fn until_waiting(store: &Store, processes: i64) -> Checked {
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    wait::until_equal(
-        "the commits that wait for a standby",
-        processes,
-        async || store.number(waiting).await,
+/// Waits until a process of the server waits for the standby, and says which.
+async fn until_one_waits(store: &Store) -> anyhow::Result<i64> {
+    let waiting =
+        "SELECT coalesce(max(pid), 0)::bigint FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    wait::until(
+        "a commit to wait for the standby",
+        wait::PATIENCE,
+        async || {
+            let process = store.number(waiting).await?;
+            Ok((process != 0).then_some(process))
+        },
     )
     .await
 }
@@ -118,13 +126,7 @@ async fn interrupted(place: &Place, interrupt: &str) -> Checked {
     let store = &scene.store;
     commits_wait_for_a_standby(store).await?;
     let orders = publish(&scene).await?;
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    wait::until(
-        "a commit to wait for the standby",
-        wait::PATIENCE,
-        async || Ok((store.number(waiting).await? > 0).then_some(())),
-    )
-    .await?;
+    until_one_waits(store).await?;
     store
         .execute("ALTER SYSTEM RESET synchronous_standby_names")
         .await?;

@@ -15,6 +15,7 @@ const LOOKS: &[&str] = &[
     "release",
     "alive",
     "entries",
+    "missing_column",
     "finish",
     "ledger_counts",
     "waiting_next",
