@@ -52,7 +52,7 @@ fn of_every_kind() -> Vec<Message> {
         let parent = json!({"fail_if_missing": ["SELECT id FROM t_parents WHERE id = 'late'", []]});
         messages.push(message(order, &[insert(order, 0), parent, publish(order)]));
     }
-    let nowhere = json!({"publish": {"target": "out", "routing_key": "nowhere", "body": "lost?"}});
+    let nowhere = json!({"publish": {"target": "nowhere", "body": "lost?"}});
     messages.push(message("u-0", &[insert("u-0", 0), nowhere]));
     messages.push(Message::json(&json!({"do": []})));
     messages.push(message("a-0", &[insert("another payload", 0)]));

@@ -91,7 +91,12 @@ pub fn of(point: Point, stack: Stack) -> Result<Scenario, &'static str> {
         },
         BeforePublish | AfterPublish | BeforeConfirm | AfterConfirm => (&[], When::Running),
         BeforeOutboxDelete | AfterOutboxDelete => (&[], When::Running),
-        BeforeOutboxDefer | AfterOutboxDefer => (&[], When::Running),
+        BeforeOutboxDefer | AfterOutboxDefer => match stack {
+            Stack::Servers => (&[], When::Running),
+            Stack::File => {
+                return Err("every target of the embedded broker has its queue from the start");
+            }
+        },
         BeforeReplay | AfterReplay | BeforeDiscard | AfterDiscard => (&[], When::Operating),
         AfterEdit | AfterNote | AfterPause | AfterOutboxRetry => (&[], When::Mending),
         AfterGeneration | AfterForget | BeforeImport | AfterImport => (&[], When::Mending),

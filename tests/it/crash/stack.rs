@@ -69,9 +69,18 @@ impl World {
         let plugin = place.dir.join("probe.wasm");
         std::fs::copy(host::guest("guest_probe")?, &plugin)?;
         let tables = r#"{ write = ["t_effects", "t_counters"], read = ["t_parents"] }"#;
+        // Nothing is bound to it on a server; the embedded broker makes the queue of each target.
+        let exchange = match stack {
+            Stack::Servers => "amq.direct",
+            Stack::File => "",
+        };
+        let targets = format!(
+            r#"{{ out = {{ exchange = "", routing-key = "out" }}, nowhere = {{ exchange = "{exchange}", routing-key = "nowhere" }} }}"#
+        );
         let probe = Consumer::probe(IN)?
             .set("plugin", &format!("\"{}\"", plugin.display()))
             .set("grant", tables)
+            .set("targets", &targets)
             .set("batch", "8")
             .set(
                 "retry",
