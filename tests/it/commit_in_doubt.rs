@@ -51,13 +51,56 @@ async fn cut_with(place: &Place, rule: Commits, on_duplicate: &str) -> Checked {
 }
 
 /// The server commits, and then waits for a standby that does not exist. Cancelled, it answers
-/// the COMMIT with a warning.
+/// the COMMIT with a warning: nothing is acknowledged that no standby has, and what finds itself in the ledger waits
+/// for one as well.
 pub async fn the_server_answers_it_with_a_warning(place: &Place) -> Checked {
-    interrupted(place, "pg_cancel_backend").await
+    let server = Postgres::start("postgres-warning").await?;
+    let scene = Scene::with(Store::postgres_on(&server).await?).await?;
+    let consumer = scene.probe()?.set("lanes", "1").set("prefetch", "64");
+    let host = Host::start(place, &scene.config("host", consumer)).await?;
+
+    let store = &scene.store;
+    commits_wait_for_a_standby(store).await?;
+    let orders = publish(&scene).await?;
+    let mut lane = until_a_lane_waits(store, 0).await?;
+    for _ in 0..2 {
+        let cancel = format!("SELECT pg_cancel_backend({lane})");
+        store.execute(&cancel).await?;
+        // It claims again on another connection.
+        lane = until_a_lane_waits(store, lane).await?;
+    }
+    for name in ["committed", "duplicates"] {
+        let counted = host.metric(&format!("hapax_{name}_total")).await?;
+        assert_eq!(counted, 0, "{name}");
+    }
+    let received = host.metric("hapax_deliveries_total").await?;
+    ensure!(received <= 64, "some were acknowledged: {received} came");
+    commits_wait_no_more(store).await?;
+
+    finish_undisturbed(&scene, host).await?;
+    assert_each_once(&scene, &orders).await
 }
 
 pub async fn the_server_ends_the_session_in_the_middle_of_it(place: &Place) -> Checked {
-    interrupted(place, "pg_terminate_backend").await
+    let server = Postgres::start("postgres-ended").await?;
+    let scene = Scene::with(Store::postgres_on(&server).await?).await?;
+    let config = scene.config("host", scene.probe()?);
+    let host = Host::start(place, &config).await?;
+
+    let store = &scene.store;
+    commits_wait_for_a_standby(store).await?;
+    let orders = publish(&scene).await?;
+    until_one_waits(store).await?;
+    store
+        .execute("ALTER SYSTEM RESET synchronous_standby_names")
+        .await?;
+    let those =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    store.execute(those).await?;
+    store.execute("SELECT pg_reload_conf()").await?;
+
+    finish_undisturbed(&scene, host).await?;
+    assert_each_once(&scene, &orders).await
 }
 
 /// The server is still at the COMMIT when the line goes, and it commits later: while the host looks for what
@@ -117,26 +160,21 @@ async fn until_one_waits(store: &Store) -> anyhow::Result<i64> {
     .await
 }
 
-async fn interrupted(place: &Place, interrupt: &str) -> Checked {
-    let server = Postgres::start(&format!("postgres-{interrupt}")).await?;
-    let scene = Scene::with(Store::postgres_on(&server).await?).await?;
-    let config = scene.config("host", scene.probe()?);
-    let host = Host::start(place, &config).await?;
-
-    let store = &scene.store;
-    commits_wait_for_a_standby(store).await?;
-    let orders = publish(&scene).await?;
-    until_one_waits(store).await?;
-    store
-        .execute("ALTER SYSTEM RESET synchronous_standby_names")
-        .await?;
-    let those =
-        format!("SELECT {interrupt}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
-    store.execute(&those).await?;
-    store.execute("SELECT pg_reload_conf()").await?;
-
-    finish_undisturbed(&scene, host).await?;
-    assert_each_once(&scene, &orders).await
+/// Waits until a lane waits for the standby on another process of the server than this one, and says which.
+async fn until_a_lane_waits(store: &Store, but: i64) -> anyhow::Result<i64> {
+    let waiting = format!(
+        "SELECT coalesce(max(pid), 0)::bigint FROM pg_stat_activity \
+         WHERE wait_event = 'SyncRep' AND pid <> {but} AND application_name LIKE 'hapax probe%'"
+    );
+    wait::until(
+        "a lane to wait for the standby",
+        wait::PATIENCE,
+        async || {
+            let process = store.number(&waiting).await?;
+            Ok((process != 0).then_some(process))
+        },
+    )
+    .await
 }
 
 /// The host's one subscription has lasted: nothing was delivered twice, or was forgotten with its channel.

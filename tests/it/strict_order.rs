@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, ensure};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 
 use crate::Checked;
 use crate::support::broker::Message;
@@ -344,13 +345,27 @@ pub async fn is_kept_when_a_pause_reaches_one_host_before_the_other(place: &Plac
     };
     subscribed(2).await?;
     proxy.silence(true);
+    // The active one stops in the middle of its first messages, however fast it is, until it has heard of the pause.
+    let mut other = PgConnection::connect(&scene.store.url).await?;
+    sqlx::raw_sql("BEGIN; LOCK TABLE t_effects IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut other)
+        .await?;
     scene
         .broker
         .publish(QUEUE, &messages.collect::<Vec<_>>())
         .await?;
-    active.until_metric("hapax_committed_total", 20).await?;
+    active.until_metric("hapax_deliveries_total", 40).await?;
     let told = active.cli(&["consumers", "pause", "probe"]).await?;
     ensure!(told.code == Some(0), "{told:?}");
+    let operator = [("reason", "operator")];
+    wait::until_equal("the pauses that the active one heard of", 1, async || {
+        active
+            .metric_where("hapax_consumer_paused", &operator)
+            .await
+    })
+    .await?;
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
+    other.close().await?;
     subscribed(1).await?;
     deaf.until_metric("hapax_deliveries_total", 1).await?;
     proxy.silence(false);

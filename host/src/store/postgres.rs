@@ -18,6 +18,7 @@ mod session;
 mod state;
 mod upkeep;
 mod waiting;
+mod warnings;
 
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -216,6 +216,9 @@ impl PostgresSession {
         self.touch(upsert).await
     }
 
+    /// A transaction that has claimed nothing may write nothing, and its COMMIT waits for nothing. Its duplicates are
+    /// acknowledged after it all the same, and a standby may still lack the commits that they are duplicates of:
+    /// with a note in the log it waits for one that has everything before it.
     pub(super) async fn ledger_finish(
         &mut self,
         consumer: ConsumerId,
@@ -224,7 +227,9 @@ impl PostgresSession {
         let select = self
             .statement(
                 "SELECT coalesce(txid_current_if_assigned() = $2, false), \
-                 (SELECT (extract(epoch FROM horizon) * 1000000)::bigint FROM @hapax_consumer WHERE id = $1)",
+                 (SELECT (extract(epoch FROM horizon) * 1000000)::bigint FROM @hapax_consumer WHERE id = $1), \
+                 CASE WHEN $2 IS NULL AND current_setting('synchronous_standby_names') <> '' \
+                 THEN pg_logical_emit_message(true, 'hapax', ''::text) IS NOT NULL END",
             )
             .bind(consumer.0)
             .bind(self.claims.transaction);

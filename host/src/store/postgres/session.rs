@@ -18,6 +18,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
 use super::Remains;
 use super::errors::Refusal;
 use super::ledger::Claims;
+use super::warnings::listening;
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, NamedColumn,
     OutboxDepth, OutboxRecord, OutboxRow, Rows, RowsInsert, Session, Settlement, Start, Status,
@@ -303,16 +304,20 @@ impl Session for PostgresSession {
         // Postgres answers COMMIT of a dead transaction with the tag ROLLBACK and no error; SET LOCAL
         // fails there instead, and nothing after it is run. The timeout must not fire while COMMIT waits
         // for a standby: it would end the wait with a warning, and the commit would look replicated.
-        let result = connection
-            .execute("SET LOCAL statement_timeout = 0; COMMIT")
-            .await;
-        match result {
-            Ok(_) => {
+        let commit = connection.execute("SET LOCAL statement_timeout = 0; COMMIT");
+        let (result, warning) = listening(commit).await;
+        match (result, warning) {
+            (Ok(_), None) => {
                 self.connection = Some(connection);
                 self.end();
                 Ok(())
             }
-            Err(error) => Err(self.uncommitted(connection, Refusal::of(error))),
+            (Ok(_), Some(warning)) => {
+                self.end();
+                self.lost = format!("COMMIT was answered with a warning: {warning}");
+                Err(StoreError::InDoubt(self.lost.clone()))
+            }
+            (Err(error), _) => Err(self.uncommitted(connection, Refusal::of(error))),
         }
     }
 
