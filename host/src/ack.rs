@@ -73,7 +73,7 @@ pub struct Window {
     delivered: VecDeque<Instant>,
     /// Slots that are settled and not acked.
     settled: usize,
-    /// How many settled slots may wait behind a hole.
+    /// How many settled slots may wait behind a hole: as many as leave the lanes something to do.
     capacity: usize,
     /// Since when something settled waits behind a hole.
     hole_since: Option<Instant>,
@@ -87,7 +87,7 @@ impl Window {
             slots: VecDeque::new(),
             delivered: VecDeque::new(),
             settled: 0,
-            capacity: usize::from(prefetch).div_ceil(2),
+            capacity: (usize::from(prefetch) * 7 / 8).max(1),
             hole_since: None,
         }
     }
