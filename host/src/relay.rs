@@ -33,6 +33,13 @@ use queue::Queue;
 /// Rows in one block of publishes and one removal.
 const BLOCK_ROWS: usize = 1024;
 
+/// Confirmed rows that are removed at once.
+const REMOVE_ROWS: usize = 256;
+
+/// How long fewer of them stay in the table: at a low rate a removal for each would cost the database more than the
+/// messages do. What a host leaves behind that dies meanwhile is published again, with the same id.
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
+
 /// Rows that may be in memory before lanes wait.
 const MEMORY_ROWS: usize = 16 * 1024;
 
@@ -161,6 +168,8 @@ pub struct Relay {
     recover: Vec<i16>,
     /// Rows that are confirmed and still in the table.
     sent: Vec<i64>,
+    /// When those are removed at the latest.
+    remove_at: Instant,
     session: Option<Box<dyn Session>>,
     next_poll: Instant,
     broker_trouble: Backoff,
@@ -191,6 +200,7 @@ impl Relay {
             queue: Queue::default(),
             recover: Vec::new(),
             sent: Vec::new(),
+            remove_at: Instant::now(),
             session: None,
             next_poll: Instant::now(),
             broker_trouble: Backoff::for_servers(),
@@ -210,7 +220,7 @@ impl Relay {
             let step = async {
                 self.take_commands(&drain).await;
                 self.look_after_table(draining).await;
-                self.send_block().await;
+                self.send_block(draining).await;
             };
             tokio::select! {
                 biased;
@@ -227,7 +237,7 @@ impl Relay {
 
     /// Waits for something to do, and takes all commands that are there.
     async fn take_commands(&mut self, drain: &CancellationToken) {
-        let wait = self.wait();
+        let wait = self.wait(drain.is_cancelled());
         let first = if wait.is_zero() {
             None
         } else {
@@ -264,24 +274,39 @@ impl Relay {
     }
 
     /// How long nothing has to be done, unless a command comes.
-    fn wait(&self) -> Duration {
+    fn wait(&self, draining: bool) -> Duration {
         if self.queue.has_ready() && self.broker_trouble.tries() == 0 {
             return Duration::ZERO;
         }
-        if self.sent.is_empty() && self.recover.is_empty() && self.queue.is_empty() {
+        let now = Instant::now();
+        if let Some(at) = self.store_retry {
             // A store that is away is not asked before its time, however long a look is due.
-            let next = self
-                .store_retry
-                .map_or(self.next_poll, |at| at.max(self.next_poll));
-            return next.saturating_duration_since(Instant::now());
+            let idle = self.sent.is_empty() && self.recover.is_empty() && self.queue.is_empty();
+            return if idle {
+                at.max(self.next_poll).saturating_duration_since(now)
+            } else {
+                at.saturating_duration_since(now).min(BLOCKED_PAUSE)
+            };
         }
-        match self.store_retry {
-            Some(at) => at
-                .saturating_duration_since(Instant::now())
-                .min(BLOCKED_PAUSE),
-            None if self.sent.is_empty() && self.recover.is_empty() => BLOCKED_PAUSE,
-            None => Duration::ZERO,
+        if !self.recover.is_empty() {
+            return Duration::ZERO;
         }
+        let mut wait = match self.queue.holds_more_than(self.sent.len()) {
+            true => BLOCKED_PAUSE,
+            false => self.next_poll.saturating_duration_since(now),
+        };
+        if !self.sent.is_empty() {
+            wait = wait.min(self.remove_in(draining));
+        }
+        wait
+    }
+
+    /// How long the confirmed rows may stay in the table.
+    fn remove_in(&self, draining: bool) -> Duration {
+        if draining || self.sent.len() >= REMOVE_ROWS {
+            return Duration::ZERO;
+        }
+        self.remove_at.saturating_duration_since(Instant::now())
     }
 
     /// The table's part: rows to recover, rows of dead hosts, rows that are due.
@@ -358,9 +383,12 @@ impl Relay {
     }
 
     /// Publishes what is ready, and removes what was confirmed before, at the same time.
-    async fn send_block(&mut self) {
+    async fn send_block(&mut self, draining: bool) {
         let block = self.queue.block(BLOCK_ROWS);
-        let sent = std::mem::take(&mut self.sent);
+        let sent = match self.remove_in(draining) {
+            Duration::ZERO => std::mem::take(&mut self.sent),
+            _ => Vec::new(),
+        };
         let remove = async {
             match self.session.as_mut() {
                 Some(session) if !sent.is_empty() => {
@@ -384,9 +412,9 @@ impl Relay {
         let (removed, published) = tokio::join!(remove, publish);
         match removed {
             Ok(true) => self.queue.removed(&sent),
-            Ok(false) => self.sent = sent,
+            Ok(false) => self.sent.extend(sent),
             Err(error) => {
-                self.sent = sent;
+                self.sent.extend(sent);
                 self.note_store(Err(error));
             }
         }
@@ -420,13 +448,13 @@ impl Relay {
                             .publish_seconds
                             .observe(since.elapsed().as_secs_f64());
                     }
-                    self.sent.push(record.sequence);
+                    self.note_sent(&record);
                     continue;
                 }
                 Sent::Returned(_) if record.row.may_drop => {
                     self.metrics.returned.get_or_create(&label).inc();
                     self.metrics.dropped.get_or_create(&label).inc();
-                    self.sent.push(record.sequence);
+                    self.note_sent(&record);
                     continue;
                 }
                 Sent::Returned(text) => {
@@ -440,6 +468,17 @@ impl Relay {
             };
             self.keep_for_later(record, trouble).await;
         }
+    }
+
+    /// The row is to be removed, and at once where a later one of its ordering key may wait for that.
+    fn note_sent(&mut self, record: &OutboxRecord) {
+        let now = Instant::now();
+        if record.row.ordering_key.is_some() {
+            self.remove_at = now;
+        } else if self.sent.is_empty() {
+            self.remove_at = now + REMOVE_PAUSE;
+        }
+        self.sent.push(record.sequence);
     }
 
     /// Leaves a row in the table, due later, and out of this host's memory.
