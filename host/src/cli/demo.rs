@@ -1,5 +1,5 @@
-//! `hapax demo`: four consumers get the same messages and the same kill, and what each of them did is
-//! counted from what it left behind.
+//! `hapax demo`: four consumers get the same messages and the same kill, at the same time, and what each of
+//! them did is counted from what it left behind.
 //!
 //! Owns the story. Everything it makes, on disk and on servers, carries a random name and is removed at
 //! the end, also after Ctrl-C. Touches nothing else.
@@ -23,6 +23,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
+use futures_util::future::try_join_all;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -188,18 +189,22 @@ async fn story(demo: &Demo, place: &Place, plugin: &Path) -> anyhow::Result<Repo
     let deliveries = orders.deliveries.len();
     let ids = orders.ids();
     let bars = Contestant::ALL.map(|contestant| screen.bar(contestant, deliveries as u64));
-    let mut consumers = Vec::new();
-    for (contestant, bar) in Contestant::ALL.into_iter().zip(&bars) {
-        let life = life::live(place, contestant, plugin, deliveries as u64, bar).await?;
-        let effects = database::effects(place, contestant).await?;
-        let events = broker::events(place, contestant).await?;
-        consumers.push(Consumer {
-            name: contestant.title(),
-            tally: Tally::count(deliveries, &ids, &effects, &events),
-            killed_after: life.killed_after,
-            seconds: life.seconds,
+    // At the same time: each waits for the disk and for its own threads for most of it.
+    let contests = Contestant::ALL
+        .into_iter()
+        .zip(&bars)
+        .map(async |(contestant, bar)| {
+            let life = life::live(place, contestant, plugin, deliveries as u64, bar).await?;
+            let effects = database::effects(place, contestant).await?;
+            let events = broker::events(place, contestant).await?;
+            anyhow::Ok(Consumer {
+                name: contestant.title(),
+                tally: Tally::count(deliveries, &ids, &effects, &events),
+                killed_after: life.killed_after,
+                seconds: life.seconds,
+            })
         });
-    }
+    let consumers = try_join_all(contests).await?;
     screen.end();
     Ok(Report {
         messages: deliveries,

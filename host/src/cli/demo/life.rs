@@ -44,7 +44,6 @@ pub async fn live(
     bar: &Bar,
 ) -> anyhow::Result<Life> {
     let started = Instant::now();
-    bar.start();
     let mut process = Process::start(place, contestant, plugin)?;
     let killed_after = loop {
         let Progress {

@@ -18,7 +18,6 @@ use crate::output::{FAINT, GOOD, STRONG, thousands};
 /// Fits into 80 columns.
 const BAR: &str = "  {prefix:24}  {bar:16.cyan/dim}  {pos:>7}  {msg}";
 const DONE: &str = "  {prefix:24}  {bar:16.green/dim}  {pos:>7}  {msg}";
-const WAITING: &str = "  {prefix:24.dim}  {bar:16.dim/dim}";
 const SPINNER: &str = "  {spinner} {msg}";
 
 /// The progress of everything, on standard error.
@@ -70,7 +69,7 @@ impl Screen {
         let bar = self
             .bars
             .add(ProgressBar::new(deliveries).with_prefix(contestant.title()));
-        bar.set_style(style(WAITING));
+        bar.set_style(style(BAR));
         bar.tick();
         Bar {
             bar,
@@ -89,10 +88,6 @@ impl Drop for Spinner {
 }
 
 impl Bar {
-    pub fn start(&self) {
-        self.bar.set_style(style(BAR));
-    }
-
     /// After a kill some messages are done twice, so there are more to do than there were.
     pub fn at(&self, handled: u64) {
         self.bar
@@ -148,7 +143,7 @@ pub fn introduction(orders: &Orders, surroundings: &Surroundings) -> String {
         ),
         (
             "consume",
-            "four consumers, each in a process of its own, same messages".to_owned(),
+            "four consumers at once, each in a process of its own, same messages".to_owned(),
         ),
         (
             "kill",
