@@ -106,7 +106,10 @@ macro_rules! trials {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Most of them wait for servers most of the time.
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+    arguments.test_threads.get_or_insert(processors * 3 / 2);
     let mut trials = trials! {
         exactly_once {
             once:
