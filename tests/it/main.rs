@@ -185,6 +185,7 @@ fn main() -> ExitCode {
                 on_two_hosts_when_the_first_is_parked_the_others_are_duplicates,
                 on_two_hosts_attempts_are_as_promised,
                 on_two_hosts_losing_the_database_of_one_is_no_attempt,
+                on_two_hosts_losing_the_database_in_a_retry_is_no_attempt,
                 losing_the_database_is_no_attempt;
             each store:
                 in_one_batch_it_is_applied_once,

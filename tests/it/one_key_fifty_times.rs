@@ -78,19 +78,11 @@ pub async fn on_two_hosts_while_the_first_waits_the_others_are_duplicates(
         let delay =
             "SELECT round(extract(epoch FROM due_at - failed_at))::bigint FROM hapax_waiting";
         assert_eq!(scene.store.number(delay).await?, 3_600);
-        // Nobody waits for the hour to pass.
-        let due = "UPDATE hapax_waiting SET due_at = now()";
-        scene.store.execute(due).await?;
+        make_due(&scene).await?;
     }
     until_sum(&hosts, "hapax_committed_total", 1).await?;
     finish(&scene, &hosts).await?;
-    for (name, count) in [("committed", 1), ("failed", 2), ("retried", 2)] {
-        assert_eq!(
-            sum(&hosts, &format!("hapax_{name}_total")).await?,
-            count,
-            "{name}"
-        );
-    }
+    assert_counted(&hosts, &[("committed", 1), ("failed", 2), ("retried", 2)]).await?;
     stop(&scene, hosts).await?;
     assert_eq!(attempts(&scene).await?, 3);
     assert_applied_once(&scene).await
@@ -117,13 +109,11 @@ async fn parked_on_two_hosts(place: &Place, failure: Value, code: &str, times: u
     until_sum(&hosts, "hapax_parked_total", 1).await?;
     finish(&scene, &hosts).await?;
     let others = TIMES as u64 - 1;
-    for (name, count) in [("failed", times), ("parked", 1), ("duplicates", others)] {
-        assert_eq!(
-            sum(&hosts, &format!("hapax_{name}_total")).await?,
-            count,
-            "{name}"
-        );
-    }
+    assert_counted(
+        &hosts,
+        &[("failed", times), ("parked", 1), ("duplicates", others)],
+    )
+    .await?;
     stop(&scene, hosts).await?;
     assert_eq!(attempts_of_waiting(&scene).await?, times as i64);
     assert_parked(&scene, code).await
@@ -134,27 +124,16 @@ async fn parked_on_two_hosts(place: &Place, failure: Value, code: &str, times: u
 /// back.
 pub async fn on_two_hosts_losing_the_database_of_one_is_no_attempt(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
-    let proxy = Proxy::to(servers::postgres().await?.address()).await?;
-    let through = scene.store.url_through(proxy.address());
-    let consumer = a_few_at_a_time(&scene)?;
-    let config = |label: &str, store: &str| {
-        Config::new(label, store, &scene.broker.url)
-            .store_line("lock-timeout = \"200ms\"")
-            .consumer(consumer.clone())
-    };
-    let first = Host::start(place, &config("first", &through)).await?;
+    let (proxy, [first, second]) = one_behind_a_proxy(&scene, a_few_at_a_time(&scene)?).await?;
+    let first = Host::start(place, &first).await?;
     proxy.commits(Commits::Hold);
     let copy = message("k", &[insert("k", 0), json!({"echo_context": "out"})]);
     scene.publish(std::slice::from_ref(&copy)).await?;
     proxy.until_holds("hapax probe", 1).await?;
 
-    let second = Host::start(place, &config("second", &scene.store.url)).await?;
+    let second = Host::start(place, &second).await?;
     scene.publish(&vec![copy; TIMES - 1]).await?;
-    wait::until("the claim to be met", wait::PATIENCE, async || {
-        let busy = second.metric_where("hapax_setbacks_total", &[("code", "busy")]);
-        Ok((busy.await? > 0).then_some(()))
-    })
-    .await?;
+    until_claim_is_met(&second).await?;
     assert_eq!(second.metric("hapax_committed_total").await?, 0);
     proxy.refuse(true);
     second.until_metric("hapax_committed_total", 1).await?;
@@ -164,16 +143,80 @@ pub async fn on_two_hosts_losing_the_database_of_one_is_no_attempt(place: &Place
     let hosts = [first, second];
     until_sum(&hosts, "hapax_duplicates_total", TIMES as u64 - 1).await?;
     finish(&scene, &hosts).await?;
-    for (name, count) in [("committed", 1), ("failed", 0), ("redeliveries", 0)] {
-        assert_eq!(
-            sum(&hosts, &format!("hapax_{name}_total")).await?,
-            count,
-            "{name}"
-        );
-    }
+    assert_counted(
+        &hosts,
+        &[("committed", 1), ("failed", 0), ("redeliveries", 0)],
+    )
+    .await?;
     stop(&scene, hosts).await?;
-    assert_eq!(attempts(&scene).await?, 1);
-    assert_applied_at_the_first_attempt(&scene).await
+    assert_applied_at_attempt(&scene, 1).await
+}
+
+/// The same while it runs the waiting row: the other host makes the second attempt of it, and there is no third.
+pub async fn on_two_hosts_losing_the_database_in_a_retry_is_no_attempt(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let retry = r#"{ max-attempts = 2, delay = "10ms", max-delay = "1h" }"#;
+    let consumer = a_few_at_a_time(&scene)?.set("retry", retry);
+    let (proxy, [first, second]) = one_behind_a_proxy(&scene, consumer).await?;
+    let first = Host::start(place, &first).await?;
+    let wait = json!({"retry_until_attempt": 2, "after_ms": 3_600_000});
+    let copy = message("k", &[insert("k", 0), json!({"echo_context": "out"}), wait]);
+    scene.publish(std::slice::from_ref(&copy)).await?;
+    first.until_metric("hapax_failed_total", 1).await?;
+    proxy.commits(Commits::Hold);
+    make_due(&scene).await?;
+    proxy.until_holds("hapax probe", 1).await?;
+
+    let second = Host::start(place, &second).await?;
+    scene.publish(&vec![copy; TIMES - 1]).await?;
+    until_claim_is_met(&second).await?;
+    assert_eq!(scene.store.waiting_keys().await?, ["k retry retry"]);
+    proxy.refuse(true);
+    second.until_metric("hapax_committed_total", 1).await?;
+    proxy.commits(Commits::Pass);
+    proxy.refuse(false);
+
+    let hosts = [first, second];
+    until_sum(&hosts, "hapax_duplicates_total", TIMES as u64 - 1).await?;
+    finish(&scene, &hosts).await?;
+    let counted = [("committed", 1), ("failed", 1), ("redeliveries", 0)];
+    assert_counted(&hosts, &counted).await?;
+    stop(&scene, hosts).await?;
+    assert_applied_at_attempt(&scene, 2).await
+}
+
+/// Two hosts on one database. The first one gets there through a proxy.
+async fn one_behind_a_proxy(
+    scene: &Scene,
+    consumer: Consumer,
+) -> anyhow::Result<(Proxy, [Config; 2])> {
+    let proxy = Proxy::to(servers::postgres().await?.address()).await?;
+    let through = scene.store.url_through(proxy.address());
+    let config = |label: &str, store: &str| {
+        Config::new(label, store, &scene.broker.url)
+            .store_line("lock-timeout = \"200ms\"")
+            .consumer(consumer.clone())
+    };
+    let configs = [
+        config("first", &through),
+        config("second", &scene.store.url),
+    ];
+    Ok((proxy, configs))
+}
+
+/// Waits until the host has come upon the claim of another.
+async fn until_claim_is_met(host: &Host) -> Checked {
+    wait::until("the claim to be met", wait::PATIENCE, async || {
+        let busy = host.metric_where("hapax_setbacks_total", &[("code", "busy")]);
+        Ok((busy.await? > 0).then_some(()))
+    })
+    .await
+}
+
+/// So that nobody has to wait for an hour to pass.
+async fn make_due(scene: &Scene) -> Checked {
+    let due = "UPDATE hapax_waiting SET due_at = now()";
+    scene.store.execute(due).await
 }
 
 /// So that one host does not get all copies.
@@ -193,6 +236,14 @@ async fn two_hosts(place: &Place, scene: &Scene, consumer: &Consumer) -> anyhow:
 async fn sum(hosts: &[Host; 2], name: &str) -> anyhow::Result<u64> {
     let [first, second] = hosts;
     Ok(first.metric(name).await? + second.metric(name).await?)
+}
+
+async fn assert_counted(hosts: &[Host; 2], expected: &[(&str, u64)]) -> Checked {
+    for (name, count) in expected {
+        let counted = sum(hosts, &format!("hapax_{name}_total")).await?;
+        assert_eq!(counted, *count, "{name}");
+    }
+    Ok(())
 }
 
 async fn until_sum(hosts: &[Host; 2], name: &str, expected: u64) -> Checked {
@@ -291,7 +342,7 @@ pub async fn losing_the_database_is_no_attempt(place: &Place) -> Checked {
         .until("two commits to be cut", |tally| tally.cut_before == 2)
         .await?;
     scene.finish(host).await?;
-    assert_applied_at_the_first_attempt(&scene).await
+    assert_applied_at_attempt(&scene, 1).await
 }
 
 async fn attempts(scene: &Scene) -> anyhow::Result<i64> {
@@ -311,12 +362,13 @@ async fn assert_applied_once(scene: &Scene) -> Checked {
 }
 
 /// The same for messages that send what they know of their attempt.
-async fn assert_applied_at_the_first_attempt(scene: &Scene) -> Checked {
+async fn assert_applied_at_attempt(scene: &Scene, attempt: i64) -> Checked {
     assert_one_row(scene).await?;
+    assert_eq!(attempts(scene).await?, attempt);
     let sent = scene.broker.drain(scene::OUT).await?;
     ensure!(!sent.is_empty(), "nothing was sent");
     for message in &sent {
-        assert_eq!(message.json()?["attempt"], 1);
+        assert_eq!(message.json()?["attempt"], attempt);
         assert_eq!(message.message_id()?, sent[0].message_id()?);
     }
     Ok(())
