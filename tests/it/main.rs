@@ -39,6 +39,7 @@ mod retention;
 mod reused_key;
 mod server_restarts;
 mod service_manager;
+mod skewed_clocks;
 mod sql_differential;
 mod strict_order;
 mod support;
@@ -183,6 +184,11 @@ fn main() -> ExitCode {
         one_key_fifty_times {
             once:
                 on_two_hosts_it_is_applied_once,
+                on_two_hosts_while_the_first_waits_the_others_are_duplicates,
+                on_two_hosts_when_the_first_is_parked_the_others_are_duplicates,
+                on_two_hosts_attempts_are_as_promised,
+                on_two_hosts_losing_the_database_of_one_is_no_attempt,
+                on_two_hosts_losing_the_database_in_a_retry_is_no_attempt,
                 losing_the_database_is_no_attempt;
             each store:
                 in_one_batch_it_is_applied_once,
@@ -230,7 +236,8 @@ fn main() -> ExitCode {
         random_schedules {
             once:
                 leave_in_batches_what_they_leave_one_by_one_on_postgres,
-                leave_in_batches_what_they_leave_one_by_one_on_sqlite;
+                leave_in_batches_what_they_leave_one_by_one_on_sqlite,
+                leave_in_several_lanes_what_they_leave_one_by_one;
         }
         message_content {
             once: ids_are_equal_in_every_attempt;
@@ -308,7 +315,14 @@ fn main() -> ExitCode {
         retention {
             each store:
                 a_late_copy_of_a_forgotten_message_is_parked,
-                a_replay_after_expiry_is_applied_once;
+                a_replay_after_expiry_is_applied_once,
+                a_replay_after_its_copy_was_forgotten_is_not_applied,
+                a_replay_of_a_parked_duplicate_after_expiry_is_not_applied;
+        }
+        skewed_clocks {
+            once:
+                are_not_asked_where_the_database_has_one,
+                that_jump_ahead_and_back_apply_nothing_twice;
         }
         brake {
             once: it_gives_back_what_the_broker_would_take_back;

@@ -1,5 +1,6 @@
 //! Messages that write now, write later, read, and fail by their own will, by a trap or by a limit, in random mixtures: running them in
-//! batches must leave what running them one by one leaves.
+//! batches must leave what running them one by one leaves, and so must running them in several lanes, where the messages of one
+//! account keep their order and accounts have nothing in common.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +10,34 @@ use crate::Checked;
 use crate::support::broker::Message;
 use crate::support::host::Host;
 use crate::support::place::Place;
-use crate::support::scene::{INSERT, OUT, Scene, message};
+use crate::support::scene::{self, IN, INSERT, OUT, Scene};
 
 const MESSAGES: usize = 400;
 /// Rows are written to so few places that messages meet each other often.
 const PLACES: usize = 60;
+
+/// How a host goes through the messages.
+struct Way {
+    label: &'static str,
+    lanes: usize,
+    batch: usize,
+}
+
+const ONE_BY_ONE: Way = Way {
+    label: "serial",
+    lanes: 1,
+    batch: 1,
+};
+const IN_BATCHES: Way = Way {
+    label: "batched",
+    lanes: 1,
+    batch: 64,
+};
+const IN_LANES: Way = Way {
+    label: "lanes",
+    lanes: 4,
+    batch: 64,
+};
 
 /// What a run has left behind.
 #[derive(Debug, PartialEq)]
@@ -27,36 +51,35 @@ struct Result {
 }
 
 pub async fn leave_in_batches_what_they_leave_one_by_one_on_postgres(place: &Place) -> Checked {
-    compare(
-        place,
-        Scene::postgres(place).await?,
-        Scene::postgres(place).await?,
-    )
-    .await
+    let scenes = [Scene::postgres(place).await?, Scene::postgres(place).await?];
+    compare(place, scenes, IN_BATCHES, 1).await
 }
 
 pub async fn leave_in_batches_what_they_leave_one_by_one_on_sqlite(place: &Place) -> Checked {
     let (first, second) = (Place::of("schedules-one")?, Place::of("schedules-two")?);
-    compare(
-        place,
-        Scene::sqlite(&first).await?,
-        Scene::sqlite(&second).await?,
-    )
-    .await
+    let scenes = [Scene::sqlite(&first).await?, Scene::sqlite(&second).await?];
+    compare(place, scenes, IN_BATCHES, 1).await
 }
 
-async fn compare(place: &Place, batched: Scene, serial: Scene) -> Checked {
+/// Each account is a partition: its lane sees its messages in their order, whatever other lanes do meanwhile.
+pub async fn leave_in_several_lanes_what_they_leave_one_by_one(place: &Place) -> Checked {
+    let scenes = [Scene::postgres(place).await?, Scene::postgres(place).await?];
+    compare(place, scenes, IN_LANES, 12).await
+}
+
+async fn compare(place: &Place, scenes: [Scene; 2], way: Way, accounts: usize) -> Checked {
     let mut random = place.random();
     let messages: Vec<Message> = (0..MESSAGES)
-        .map(|number| schedule(&mut random, &format!("{number:03}")))
+        .map(|number| schedule(&mut random, &format!("{number:03}"), accounts))
         .collect();
-    let one_by_one = run(place, &serial, "serial", 1, &messages).await?;
-    let in_batches = run(place, &batched, "batched", 64, &messages).await?;
-    assert_eq!(in_batches.effects, one_by_one.effects);
-    assert_eq!(in_batches.counters, one_by_one.counters);
-    assert_eq!(in_batches.waiting, one_by_one.waiting);
-    assert_eq!(in_batches.state, one_by_one.state);
-    assert_eq!(in_batches.sent, one_by_one.sent);
+    let [first, second] = scenes;
+    let one_by_one = run(place, &first, ONE_BY_ONE, accounts, &messages).await?;
+    let another_way = run(place, &second, way, accounts, &messages).await?;
+    assert_eq!(another_way.effects, one_by_one.effects);
+    assert_eq!(another_way.counters, one_by_one.counters);
+    assert_eq!(another_way.waiting, one_by_one.waiting);
+    assert_eq!(another_way.state, one_by_one.state);
+    assert_eq!(another_way.sent, one_by_one.sent);
     // A schedule in which nothing fails or nothing succeeds would prove little.
     assert!((10..MESSAGES - 10).contains(&one_by_one.waiting.len()));
     Ok(())
@@ -65,25 +88,31 @@ async fn compare(place: &Place, batched: Scene, serial: Scene) -> Checked {
 async fn run(
     place: &Place,
     scene: &Scene,
-    label: &str,
-    batch: usize,
+    way: Way,
+    accounts: usize,
     messages: &[Message],
 ) -> anyhow::Result<Result> {
+    for account in 0..accounts {
+        let [a, b, c] = counters_of(account);
+        let rows = format!("INSERT INTO t_counters VALUES ('{a}', 0), ('{b}', 0), ('{c}', 0)");
+        scene.store.execute(&rows).await?;
+    }
     scene.publish(messages).await?;
     let consumer = scene
         .probe()?
-        .set("lanes", "1")
+        .set("partition", "\"body:/account\"")
+        .set("lanes", &way.lanes.to_string())
         // What a second attempt meets depends on when it comes.
         .set("retry", "{ max-attempts = 1 }")
-        .set("batch", &batch.to_string());
-    let host = Host::start(place, &scene.config(label, consumer)).await?;
-    super::support::scene::until_settled(
-        &host,
-        &scene.broker,
-        super::support::scene::IN,
-        &scene.store,
-    )
-    .await?;
+        .set("batch", &way.batch.to_string());
+    let host = Host::start(place, &scene.config(way.label, consumer)).await?;
+    scene::until_settled(&host, &scene.broker, IN, &scene.store).await?;
+    if scene.store.is_postgres() {
+        // A lane connects when it has something to do.
+        let lanes = "SELECT count(DISTINCT application_name) FROM pg_stat_activity \
+                     WHERE application_name LIKE 'hapax probe %' AND datname = current_database()";
+        assert_eq!(scene.store.number(lanes).await?, way.lanes as i64);
+    }
     host.stop().await?;
     let counters = "SELECT id || '=' || total FROM t_counters ORDER BY id";
     let state = if scene.store.is_postgres() {
@@ -104,9 +133,13 @@ async fn run(
     })
 }
 
-/// One to six random steps, then perhaps a failure.
-fn schedule(random: &mut fastrand::Rng, order: &str) -> Message {
-    let mut steps: Vec<Value> = (0..random.usize(1..=6)).map(|_| step(random)).collect();
+/// One to six random steps at one of the accounts, then perhaps a failure.
+fn schedule(random: &mut fastrand::Rng, order: &str, accounts: usize) -> Message {
+    let account = random.usize(..accounts);
+    let places = PLACES / accounts;
+    let mut steps: Vec<Value> = (0..random.usize(1..=6))
+        .map(|_| step(random, account, places))
+        .collect();
     if random.usize(..6) == 0 {
         let failure = match random.usize(..4) {
             0 | 1 => json!({"reject": "by lot"}),
@@ -115,12 +148,15 @@ fn schedule(random: &mut fastrand::Rng, order: &str) -> Message {
         };
         steps.insert(random.usize(..=steps.len()), failure);
     }
-    message(order, &steps)
+    Message::json(&json!({"order_id": order, "account": account, "do": steps}))
 }
 
-fn step(random: &mut fastrand::Rng) -> Value {
-    let row = json!([format!("row-{}", random.usize(..PLACES)), random.u8(..3)]);
-    let counter = ["a", "b", "c"][random.usize(..3)];
+/// A step that touches what belongs to the account, and nothing else.
+fn step(random: &mut fastrand::Rng, account: usize, places: usize) -> Value {
+    let place = format!("{account}-row-{}", random.usize(..places));
+    let row = json!([place, random.u8(..3)]);
+    let counter = &counters_of(account)[random.usize(..3)];
+    let all = [format!("{account}-%")];
     let add = "UPDATE t_counters SET total = total + $2 WHERE id = $1";
     let touch = json!([counter, random.u8(1..10)]);
     match random.usize(..10) {
@@ -131,12 +167,20 @@ fn step(random: &mut fastrand::Rng) -> Value {
         5 => json!({"defer": [add, touch]}),
         6 => json!({"execute": ["DELETE FROM t_effects WHERE order_id = $1", [row[0]]]}),
         7 => json!({
-            "query": ["SELECT id, total FROM t_counters ORDER BY id", []], "into": "out",
+            "query": ["SELECT id, total FROM t_counters WHERE id LIKE $1 ORDER BY id", all],
+            "into": "out",
         }),
         8 => json!({
-            "query": ["SELECT order_id, step FROM t_effects ORDER BY order_id, step", []],
+            "query": [
+                "SELECT order_id, step FROM t_effects WHERE order_id LIKE $1 ORDER BY order_id, step",
+                all,
+            ],
             "into": "out",
         }),
         _ => json!({"state_increment": counter}),
     }
+}
+
+fn counters_of(account: usize) -> [String; 3] {
+    ["a", "b", "c"].map(|counter| format!("{account}-{counter}"))
 }

@@ -1,21 +1,15 @@
 //! What comes after the ledger has forgotten, and what the ledger must not forget.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use anyhow::ensure;
 use serde_json::json;
 
 use crate::Checked;
 use crate::support::broker::Message;
+use crate::support::clock::now;
 use crate::support::host::Host;
 use crate::support::place::Place;
 use crate::support::scene::{Scene, message, publish};
 use crate::support::wait;
-
-fn now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.expect("the clock is after 1970").as_secs()
-}
 
 /// A message that only sends, so that a second run shows.
 fn sent_at(order: &str, timestamp: Option<u64>) -> Message {
@@ -23,6 +17,14 @@ fn sent_at(order: &str, timestamp: Option<u64>) -> Message {
     if let Some(timestamp) = timestamp {
         message.properties = message.properties.with_timestamp(timestamp);
     }
+    message
+}
+
+/// A message that was sent a minute ago and adds one to a number.
+fn counted(order: &str) -> Message {
+    let add = json!({"execute": ["UPDATE t_counters SET total = total + 1 WHERE id = 'a'", []]});
+    let mut message = message(order, &[add, publish(order)]);
+    message.properties = message.properties.with_timestamp(now() - 60);
     message
 }
 
@@ -117,5 +119,62 @@ pub async fn a_replay_after_expiry_is_applied_once(place: &Place, scene: Scene) 
     scene.finish(host).await?;
     let total = "SELECT total FROM t_counters WHERE id = 'a'";
     assert_eq!(scene.store.number(total).await?, 1);
+    Ok(())
+}
+
+/// A message is parked before anyone has looked at its key, and the copy that its producer sends instead is applied
+/// and forgotten: a replay comes too late.
+pub async fn a_replay_after_its_copy_was_forgotten_is_not_applied(
+    place: &Place,
+    scene: Scene,
+) -> Checked {
+    let consumer = || Ok::<_, anyhow::Error>(scene.probe()?.set("retention", "\"1s\""));
+    let narrow = consumer()?.set("max-message-bytes", "\"16B\"");
+    scene.publish(&[counted("k")]).await?;
+    let host = Host::start(place, &scene.config("host", narrow)).await?;
+    host.until_metric("hapax_parked_total", 1).await?;
+    scene.finish(host).await?;
+    assert_eq!(scene.store.waiting().await?, ["parked message-too-large"]);
+
+    let host = Host::start(place, &scene.config("host", consumer()?)).await?;
+    scene.publish(&[counted("k")]).await?;
+    host.until_metric("hapax_committed_total", 1).await?;
+    until_forgotten(&host, &scene, 0).await?;
+    replay_too_late(&scene, host).await
+}
+
+/// The same for a copy that was parked because it is one, while the ledger still knew that.
+pub async fn a_replay_of_a_parked_duplicate_after_expiry_is_not_applied(
+    place: &Place,
+    scene: Scene,
+) -> Checked {
+    let consumer = scene
+        .probe()?
+        .set("retention", "\"1s\"")
+        .set("on-duplicate", "\"park\"");
+    scene.publish(&[counted("k"), counted("k")]).await?;
+    let host = Host::start(place, &scene.config("host", consumer)).await?;
+    host.until_metric("hapax_committed_total", 1).await?;
+    host.until_metric("hapax_parked_total", 1).await?;
+    assert_eq!(scene.store.waiting().await?, ["parked duplicate"]);
+    until_forgotten(&host, &scene, 0).await?;
+    replay_too_late(&scene, host).await
+}
+
+/// Replays the one message that is parked: it is parked again, under its key, and applied it was once.
+async fn replay_too_late(scene: &Scene, host: Host) -> Checked {
+    let too_late = [("code", "too-late")];
+    let replayed = host.cli(&["parked", "replay", "--all", "--yes"]).await?;
+    ensure!(replayed.code == Some(0), "{replayed:?}");
+    wait::until_equal("messages that are too late", 1, async || {
+        host.metric_where("hapax_parked_total", &too_late).await
+    })
+    .await?;
+    scene.finish(host).await?;
+    assert_eq!(scene.store.waiting().await?, ["parked too-late"]);
+    assert_eq!(scene.store.waiting_keys().await?, ["k parked too-late"]);
+    let total = "SELECT total FROM t_counters WHERE id = 'a'";
+    assert_eq!(scene.store.number(total).await?, 1);
+    assert_eq!(scene.sent().await?, ["k"]);
     Ok(())
 }

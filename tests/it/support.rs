@@ -5,6 +5,7 @@
 
 pub mod broker;
 pub mod children;
+pub mod clock;
 pub mod host;
 pub mod lines;
 pub mod mount;
