@@ -366,7 +366,7 @@ impl Session for ModelSession {
     }
 
     fn upkeep(&mut self) -> &mut dyn Upkeep {
-        unreachable!("nobody operates the simulation")
+        unreachable!("the operator of the simulation replays and discards, and no more")
     }
 
     async fn waiting_next(&mut self, consumer: ConsumerId) -> Result<Option<Duration>, StoreError> {

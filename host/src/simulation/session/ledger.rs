@@ -7,9 +7,9 @@ use crate::store::{
     Claim, ClaimRule, ConsumerId, Entry, Fate, Finished, Settlement, Start, StoreError,
 };
 
-use super::super::database::{LedgerEntry, Row, place};
+use super::super::database::{LedgerEntry, Row, place, seen};
 use super::super::faults::Sabotage;
-use super::{ModelSession, unknown};
+use super::ModelSession;
 
 impl ModelSession {
     pub(super) async fn ledger_claim(
@@ -147,35 +147,62 @@ impl ModelSession {
             .iter()
             .filter(|key| open.claimed.contains(&place(consumer, key)))
             .count();
+        // Read after the claims.
+        let horizon = self.database.horizon(consumer);
         self.end(own);
         Ok(Finished {
             claims: claimed as u64,
-            horizon: None,
+            horizon,
         })
     }
 
     pub(super) async fn ledger_keep_replies(
         &mut self,
-        _: ConsumerId,
-        _: &[(&[u8], Vec<u8>)],
+        consumer: ConsumerId,
+        replies: &[(&[u8], Vec<u8>)],
     ) -> Result<u64, StoreError> {
-        Err(unknown("replies"))
+        let own = self.statement().await?;
+        let mut changed = 0;
+        for (key, reply) in replies {
+            let key = place(consumer, key);
+            let open = self.open();
+            let claimed = open.claimed.contains(&key);
+            if let (true, Some(Some(entry))) = (claimed, open.changes.ledger.get_mut(&key)) {
+                entry.reply = Some(reply.clone());
+                changed += 1;
+            }
+        }
+        self.end(own);
+        Ok(changed)
     }
 
     pub(super) async fn ledger_replies(
         &mut self,
-        _: ConsumerId,
-        _: &[&[u8]],
+        consumer: ConsumerId,
+        keys: &[&[u8]],
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        Err(unknown("replies"))
+        let own = self.statement().await?;
+        let mut replies = Vec::with_capacity(keys.len());
+        for key in keys {
+            let entry = self.ledger(key, consumer);
+            let lost = self.database.faults.sabotage == Sabotage::ForgetReplies;
+            replies.push(entry.and_then(|entry| entry.reply).filter(|_| !lost));
+        }
+        self.end(own);
+        Ok(replies)
     }
 
     pub(super) async fn ledger_note_retention(
         &mut self,
-        _: ConsumerId,
-        _: Duration,
+        consumer: ConsumerId,
+        retention: Duration,
     ) -> Result<(), StoreError> {
-        Err(unknown("the sweep"))
+        self.trip().await?;
+        let mut state = self.database.state();
+        let micros = micros(retention);
+        let shortest = state.shortest_retention.entry(consumer.0).or_insert(micros);
+        *shortest = micros.min(*shortest);
+        Ok(())
     }
 
     pub(super) async fn ledger_record_start(
@@ -243,12 +270,64 @@ impl ModelSession {
 
     pub(super) async fn ledger_sweep(
         &mut self,
-        _: ConsumerId,
-        _: Duration,
-        _: &[u8],
-        _: u32,
+        consumer: ConsumerId,
+        retention: Duration,
+        after: &[u8],
+        limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
-        Err(unknown("the sweep"))
+        let own = self.statement().await?;
+        let number = self.open().number;
+        let retention = micros(retention);
+        let (page, shortest) = {
+            let state = self.database.state();
+            let rows = state.committed.ledger.range(place(consumer, after)..);
+            let page = rows
+                .filter(|((owner, key), _)| *owner == consumer.0 && key.as_slice() > after)
+                .map(|(key, entry)| (key.clone(), entry.clone()))
+                .take(limit as usize)
+                .collect::<Vec<_>>();
+            let shortest = state.shortest_retention.get(&consumer.0).copied();
+            (page, shortest.unwrap_or(retention))
+        };
+        let over = self.database.now() - (retention - shortest);
+        let (mut gone, mut horizon) = (0, None);
+        for (key, entry) in &page {
+            let waits = matches!(entry.fate, Fate::Waiting | Fate::Parked)
+                && self.database.faults.sabotage != Sabotage::ForgetParked;
+            let Some(expires_at) = entry.expires_at.filter(|at| *at <= over && !waits) else {
+                continue;
+            };
+            // SKIP LOCKED.
+            if self.database.try_lock(number, &Row::Key(key.clone())) {
+                self.open().changes.ledger.insert(key.clone(), None);
+                horizon = horizon.max(Some(expires_at - shortest));
+                gone += 1;
+            }
+        }
+        if let Some(horizon) = horizon {
+            self.database.raise_horizon(consumer, horizon);
+        }
+        self.end(own);
+        let last = page.last().filter(|_| page.len() == limit as usize);
+        Ok((last.map(|((_, key), _)| key.clone()), gone))
+    }
+
+    /// Changes the entry of a parked key, with the time of now.
+    pub(super) async fn move_fate(
+        &mut self,
+        consumer: ConsumerId,
+        key: &[u8],
+        own: bool,
+        change: impl FnOnce(&mut LedgerEntry, i64) + Send,
+    ) -> Result<(), StoreError> {
+        let row = place(consumer, key);
+        self.lock(&Row::Key(row.clone()), own).await?;
+        let known = self.ledger(key, consumer);
+        if let Some(mut known) = known.filter(|known| known.fate == Fate::Parked) {
+            change(&mut known, self.database.now());
+            self.open().changes.ledger.insert(row, Some(known));
+        }
+        Ok(())
     }
 
     pub(super) fn ledger(&self, key: &[u8], consumer: ConsumerId) -> Option<LedgerEntry> {
@@ -266,8 +345,8 @@ impl ModelSession {
             .timestamp_seconds
             .map_or(0, |seconds| seconds.saturating_mul(1_000_000));
         rule.retention.map(|retention| {
-            let micros = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
-            self.database.now().max(sent).saturating_add(micros)
+            let now = self.database.now();
+            now.max(sent).saturating_add(micros(retention))
         })
     }
 
@@ -277,6 +356,11 @@ impl ModelSession {
             attempts: claim.attempts,
             fingerprint: claim.fingerprint.to_vec(),
             expires_at: self.expires_at(rule, claim),
+            reply: None,
         }
     }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::store::{HostId, OutboxDepth, OutboxRecord, OutboxRow, StoreError, TAKEN_LANE};
 
 use super::super::database::{OutboxEntry, Row};
-use super::{ModelSession, away};
+use super::ModelSession;
 
 impl ModelSession {
     pub(super) async fn put_outbox(
