@@ -29,6 +29,7 @@ use crate::relay::RelayHandle;
 use crate::store::{Claim, ClaimRule, Session, StoreError};
 
 use alone::Started;
+use work::{is_forgotten, works};
 
 pub use floor::Floor;
 pub use inbox::{Inbox, Lanes};
@@ -251,11 +252,10 @@ impl Lane {
         }
     }
 
-    /// Drops works whose channel is gone: the broker delivers them again. What is in doubt is not dropped: its
-    /// rows would be nobody's.
+    /// Drops works whose channel is gone: the broker delivers them again.
     fn forget(&self, works: &mut Vec<Work>) {
         let before = works.len();
-        works.retain(|work| work.item.in_doubt || !work.is_forgotten());
+        works.retain(|work| !work.is_forgotten());
         let forgotten = (before - works.len()) as u64;
         self.consumer.metrics.forgotten.inc_by(forgotten);
     }
@@ -279,6 +279,11 @@ impl Lane {
             .unzip();
         let mut trouble = Backoff::for_servers();
         let part = loop {
+            let mut all = items.iter().zip(&origins);
+            if all.any(|(item, origin)| is_forgotten(item, origin)) {
+                // Whoever gets it now may be done with it before this batch has its turn.
+                break items.len();
+            }
             let leave = self.share_floor().await?;
             let started = Instant::now();
             let attempted = self.attempt(&mut items).await;
@@ -354,6 +359,10 @@ impl Lane {
         let mut trouble = Backoff::for_servers();
         let (mut conflicts, mut poison) = (0, 0);
         loop {
+            if is_forgotten(&item, &origin) {
+                self.consumer.metrics.forgotten.inc();
+                return Ok(Settled::NotRun);
+            }
             let setback = match self.attempt(std::slice::from_mut(&mut item)).await {
                 Ok(committed) => {
                     let gone = committed.verdicts.contains(&Verdict::Gone);
@@ -565,14 +574,6 @@ impl Lane {
             }
         }
     }
-}
-
-fn works(items: Vec<Item>, origins: Vec<Origin>) -> impl Iterator<Item = Work> {
-    items.into_iter().zip(origins).map(|(item, origin)| Work {
-        item,
-        origin,
-        alone: false,
-    })
 }
 
 async fn claims(session: &mut dyn Session, consumer: &Consumer) -> Result<(), StoreError> {

@@ -62,7 +62,7 @@ impl Pass<'_> {
             message: &item.message,
             seed: &seed,
             lane: self.lane,
-            now_seconds: u64::try_from(crate::clock::now_micros() / 1_000_000).unwrap_or(0),
+            now_seconds: u64::try_from(self.consumer.now_micros() / 1_000_000).unwrap_or(0),
         };
         let (body, kind) = (reply.body.to_vec(), reply.content_type.clone());
         match environment.composer.reply(origin, body, kind) {

@@ -79,13 +79,27 @@ impl Work {
         }
     }
 
-    /// Its channel is gone: the broker delivers it again.
+    /// Its channel is gone: the broker delivers it again. What is in doubt is not forgotten: its rows would be
+    /// nobody's.
     pub(super) fn is_forgotten(&self) -> bool {
-        matches!(&self.origin, Origin::Queue { acks, .. } if acks.is_closed())
+        is_forgotten(&self.item, &self.origin)
     }
 
     /// Whether the ledger may know its key, and so save it from running alone.
     pub(super) fn may_be_known(&self) -> bool {
         self.alone && self.item.hold == Hold::Nothing
     }
+}
+
+pub(super) fn is_forgotten(item: &Item, origin: &Origin) -> bool {
+    !item.in_doubt && matches!(origin, Origin::Queue { acks, .. } if acks.is_closed())
+}
+
+/// Messages that are not to run alone, as they were before they were a batch.
+pub(super) fn works(items: Vec<Item>, origins: Vec<Origin>) -> impl Iterator<Item = Work> {
+    items.into_iter().zip(origins).map(|(item, origin)| Work {
+        item,
+        origin,
+        alone: false,
+    })
 }

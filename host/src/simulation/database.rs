@@ -25,6 +25,8 @@ pub struct LedgerEntry {
     pub fingerprint: Vec<u8>,
     /// Microseconds since the Unix epoch, as all times here.
     pub expires_at: Option<i64>,
+    /// The answer for duplicates.
+    pub reply: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Debug)]
@@ -32,6 +34,10 @@ pub struct WaitingEntry {
     pub row: WaitingRow,
     pub starts: i32,
     pub due_at: Option<i64>,
+    /// Its place among all rows, for good.
+    pub arrival: u64,
+    pub first_failed_at: i64,
+    pub failed_at: i64,
 }
 
 #[derive(Clone, Debug)]
@@ -102,12 +108,15 @@ pub struct State {
     locks: BTreeMap<Row, u64>,
     transactions: u64,
     pub sequence: i64,
+    arrivals: u64,
+    /// Of each consumer.
+    pub shortest_retention: BTreeMap<i32, i64>,
     /// How many sessions say that a host lives.
     pub alive: BTreeMap<i32, usize>,
 }
 
-/// Looks at everything after a commit: what was removed, and what is there now.
-pub type Watcher = Box<dyn Fn(&[OutboxEntry], &Committed) + Send>;
+/// Looks at everything after a commit, at the server's time: what was removed, and what is there now.
+pub type Watcher = Box<dyn Fn(i64, &[OutboxEntry], &Committed) + Send>;
 
 pub struct Database {
     state: Mutex<State>,
@@ -146,6 +155,28 @@ impl Database {
         self.epoch_micros.saturating_add(elapsed)
     }
 
+    /// The number of a row that is new in `hapax_waiting`.
+    pub fn next_arrival(&self) -> u64 {
+        let mut state = self.state();
+        state.arrivals += 1;
+        state.arrivals
+    }
+
+    /// Up to when keys may have been forgotten, by the time of their messages.
+    pub fn horizon(&self, consumer: ConsumerId) -> Option<i64> {
+        let state = self.state();
+        let row = state.consumers.iter().find(|(_, row)| row.id == consumer);
+        row.and_then(|(_, row)| row.horizon)
+    }
+
+    pub fn raise_horizon(&self, consumer: ConsumerId, horizon: i64) {
+        let mut state = self.state();
+        let row = state.consumers.iter_mut();
+        for (_, row) in row.filter(|(_, row)| row.id == consumer) {
+            row.horizon = row.horizon.max(Some(horizon));
+        }
+    }
+
     pub fn begin(&self) -> Transaction {
         let mut state = self.state();
         state.transactions += 1;
@@ -174,7 +205,7 @@ impl Database {
         let number = transaction.number;
         state.locks.retain(|_, holder| *holder != number);
         if let Some(watcher) = &*self.watcher.lock().unwrap_or_else(PoisonError::into_inner) {
-            watcher(&removed, &state.committed);
+            watcher(self.now(), &removed, &state.committed);
         }
         drop(state);
         self.freed.notify_waiters();

@@ -27,6 +27,14 @@ pub enum Sabotage {
     DeleteFirst,
     /// Keys are claimed for good, whatever becomes of the transaction that claims them.
     ClaimOutside,
+    /// The broker delivers to every host of a queue that has one active consumer.
+    DeliverToAll,
+    /// What the broker says of a message that it has delivered before is not heard.
+    ForgetRedelivered,
+    /// An answer that is kept for duplicates is not found.
+    ForgetReplies,
+    /// The sweep forgets keys that wait or are parked.
+    ForgetParked,
 }
 
 pub struct Faults {

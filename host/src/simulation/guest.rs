@@ -1,8 +1,9 @@
-//! The handler of the simulation: its message says in four letters what it does.
+//! The handler of the simulation: its message says in five letters what it does.
 //!
 //! `o` is done, `f` fails until the attempt after the digit that follows, `x` is rejected; the third letter
 //! says whether the row is inserted now (`e`) or before the commit (`d`), the fourth is the ordering key of
-//! the message it sends (`-`: none). It writes and sends before it fails, so that there is something to undo.
+//! the message it sends (`-`: none), and with `r` as the fifth it answers whoever asks. It writes, sends and
+//! answers before it fails, so that there is something to undo.
 
 use std::sync::{Arc, LazyLock};
 
@@ -36,6 +37,7 @@ fn handler() -> Vec<u8> {
                (import "hapax:plugin/sql@0.1.0" "defer" (func $defer (param i32 i32 i32 i32)))
                (import "hapax:plugin/context@0.1.0" "attempt" (func $attempt (result i32)))
                (import "hapax:plugin/outbox@0.1.0" "publish" (func $publish (param i32 i32)))
+               (import "hapax:plugin/outbox@0.1.0" "reply" (func $reply (param i32 i32 i32 i32 i32 i32)))
                (data (i32.const 2048) {insert:?})
                (data (i32.const 2200) "out")"#
         ),
@@ -63,6 +65,10 @@ fn handler() -> Vec<u8> {
                  (i32.store (i32.const 3128) (i32.const 1))))
              (call $publish (i32.const 3072) (i32.const 3400))
              (if (i32.load8_u (i32.const 3400)) (then unreachable))
+             ;; the answer is the body; without anybody who asks it is refused, and that is all
+             (if (i32.eq (i32.load8_u offset=4 (local.get $body)) (i32.const 114))
+               (then (call $reply (local.get $body) (local.get $length) (i32.const 0) (i32.const 0)
+                       (i32.const 0) (i32.const 3500))))
              ;; rejected: an err with the second case
              (if (i32.eq (i32.load8_u (local.get $body)) (i32.const 120))
                (then

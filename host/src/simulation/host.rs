@@ -6,48 +6,58 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ack::{AckQueue, Window};
 use crate::config::{self, Unroutable};
-use crate::consumer::{Consumer, Parts};
+use crate::consumer::{Consumer, Frozen, Parts};
 use crate::effects::outbox::Composer;
 use crate::effects::sql::rules::{Grants, Rules};
-use crate::lane::{Floor, Lane, Lanes, Origin, Work};
+use crate::lane::{Floor, Lane, Lanes};
 use crate::metrics::Metrics;
 use crate::relay::{Lost, Publisher, Relay, Sent};
 use crate::sandbox::{Environment, Seeds};
 use crate::store::{ConsumerId, Dialect, HostId, OutboxRecord, Store};
-use crate::waiting;
+use crate::{sweep, waiting};
 
 use super::faults::Sabotage;
 use super::guest::{INSERT_ONE, PLUGIN};
 use super::session::ModelStore;
+use super::source;
 use super::world::World;
 
-const PREFETCH: u16 = 12;
 pub const LANES: usize = 2;
+
+/// As in the configuration of a host that says nothing of it.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running host. Dropping it is a SIGKILL: every task ends where it is, and nobody says goodbye.
 pub struct SimulatedHost {
     tasks: JoinSet<()>,
+    relay: JoinSet<()>,
+    stop: CancellationToken,
+    drain_relay: CancellationToken,
 }
 
 impl SimulatedHost {
-    pub fn start(world: &Arc<World>, settings: &config::Consumer, number: i32) -> Self {
+    /// `clock_micros` is what the host takes for the time, whatever the store says.
+    pub fn start(
+        world: &Arc<World>,
+        settings: &config::Consumer,
+        number: i32,
+        clock_micros: i64,
+    ) -> Self {
         let store: Arc<dyn Store> = Arc::new(ModelStore::new(Arc::clone(&world.database)));
         let metrics = Metrics::new();
         let host = HostId(number);
-        let consumer = Arc::new(consumer(settings, host, &store, &metrics));
+        let consumer = Arc::new(consumer(settings, host, clock_micros, &store, &metrics));
         let publisher = Box::new(SimulatedPublisher {
             world: Arc::clone(world),
         });
         let (relay, handle) =
             Relay::new(Arc::clone(&store), host, publisher, metrics.relay().clone());
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(relay.run(CancellationToken::new(), CancellationToken::new()));
+        let (stop, drain_relay) = (CancellationToken::new(), CancellationToken::new());
+        let (mut tasks, mut relays) = (JoinSet::new(), JoinSet::new());
+        relays.spawn(relay.run(drain_relay.clone(), CancellationToken::new()));
         let (lanes, inboxes) = Lanes::new(LANES, 64);
         for (number, inbox) in inboxes.into_iter().enumerate() {
             let number = i16::try_from(number).unwrap_or_default();
@@ -66,21 +76,54 @@ impl SimulatedHost {
                 }
             });
         }
-        tasks.spawn(waiting::run(Arc::clone(&consumer), lanes.clone(), stop));
-        tasks.spawn(source(Arc::clone(world), consumer, lanes));
-        Self { tasks }
+        tasks.spawn(waiting::run(
+            Arc::clone(&consumer),
+            lanes.clone(),
+            stop.clone(),
+        ));
+        tasks.spawn(sweep::run(Arc::clone(&consumer), stop.clone()));
+        tasks.spawn(source::run(
+            Arc::clone(world),
+            consumer,
+            lanes,
+            stop.clone(),
+        ));
+        Self {
+            tasks,
+            relay: relays,
+            stop,
+            drain_relay,
+        }
     }
 
     /// Ends it without a word, and waits until it is gone.
     pub async fn kill(mut self) {
-        self.tasks.abort_all();
-        while self.tasks.join_next().await.is_some() {}
+        for tasks in [&mut self.tasks, &mut self.relay] {
+            tasks.abort_all();
+        }
+        for tasks in [&mut self.tasks, &mut self.relay] {
+            while tasks.join_next().await.is_some() {}
+        }
+    }
+
+    /// SIGTERM: it finishes what it has begun. False when it could not, and was killed.
+    pub async fn leave(mut self) -> bool {
+        self.stop.cancel();
+        let drained = tokio::time::timeout(SHUTDOWN_TIMEOUT, async {
+            while self.tasks.join_next().await.is_some() {}
+            self.drain_relay.cancel();
+            while self.relay.join_next().await.is_some() {}
+        });
+        let drained = drained.await.is_ok();
+        self.kill().await;
+        drained
     }
 }
 
 fn consumer(
     settings: &config::Consumer,
     host: HostId,
+    clock_micros: i64,
     store: &Arc<dyn Store>,
     metrics: &Metrics,
 ) -> Consumer {
@@ -119,72 +162,12 @@ fn consumer(
         metrics: metrics.consumer(&settings.name),
         plugin: Arc::clone(&PLUGIN),
         floor: Floor::default(),
-        frozen: None,
+        frozen: Some(Frozen {
+            now_micros: clock_micros,
+            earlier_attempts: 0,
+        }),
     };
     Consumer::new(settings, parts)
-}
-
-/// Consumes, and acknowledges what is settled, on one channel after the other.
-async fn source(world: Arc<World>, consumer: Arc<Consumer>, lanes: Lanes) {
-    let started = Instant::now();
-    let epoch = std::time::Instant::now();
-    loop {
-        world.faults.round_trip().await;
-        let channel = Channel(Arc::clone(&world), world.broker.open_channel());
-        let (acks, mut settled) = AckQueue::new();
-        let acks = Arc::new(acks);
-        let mut window = Window::new(PREFETCH);
-        loop {
-            let more = world.broker.more.notified();
-            while let Some((tag, queued)) = world.broker.deliver(channel.1, PREFETCH.into()) {
-                world.faults.round_trip().await;
-                if world.faults.sabotage == Sabotage::AckFirst {
-                    acks.settle(vec![tag]);
-                }
-                let origin = Origin::Queue {
-                    acks: Arc::clone(&acks),
-                    tag,
-                };
-                let redelivered = queued.redelivered;
-                let work = Work::delivered(&consumer, queued.message, redelivered, origin);
-                let identity = work.item.identity.as_ref();
-                let partition = identity.map_or(0, |identity| identity.partition);
-                lanes.send(partition, work).await;
-            }
-            if world.faults.strikes() {
-                world.broker.close_channel(channel.1);
-            }
-            if !world.broker.is_open(channel.1) {
-                break;
-            }
-            tokio::select! {
-                biased;
-                tags = settled.recv() => {
-                    for tag in tags.into_iter().flatten() {
-                        window.settle(tag);
-                    }
-                }
-                () = more => {}
-                () = tokio::time::sleep(Duration::from_millis(250)) => {}
-            }
-            // The window looks at a clock of the machine; here the stopped one stands for it.
-            for frame in window.frames(epoch + started.elapsed()) {
-                world.faults.round_trip().await;
-                world.acknowledge(channel.1, frame.tag, frame.multiple);
-            }
-        }
-        acks.close();
-        tokio::time::sleep(Duration::from_millis(world.faults.below(300))).await;
-    }
-}
-
-/// A channel that gives back what it holds when its host is gone.
-struct Channel(Arc<World>, u64);
-
-impl Drop for Channel {
-    fn drop(&mut self) {
-        self.0.broker.close_channel(self.1);
-    }
 }
 
 struct SimulatedPublisher {
@@ -201,7 +184,8 @@ impl Publisher for SimulatedPublisher {
             if faults.strikes() {
                 return Err(Lost("the connection was lost".into()));
             }
-            if faults.strikes() {
+            // What may be dropped is not published as mandatory.
+            if !record.row.may_drop && faults.strikes() {
                 sent.push(Sent::Returned("no queue is bound".into()));
                 continue;
             }

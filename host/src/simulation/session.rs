@@ -1,6 +1,11 @@
 //! Sessions of the database in memory, to the letter of the store's contract.
 
-use std::collections::BTreeMap;
+mod connection;
+mod ledger;
+mod outbox;
+mod state;
+mod waiting;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,13 +14,11 @@ use async_trait::async_trait;
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Dialect, Entry, Expect, Fate, Finished, HostId,
     OutboxDepth, OutboxRecord, OutboxRow, Rows, Session, Settlement, Start, Status, Store,
-    StoreError, TAKEN_LANE, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    StoreError, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
-use super::database::{
-    Database, LedgerEntry, OutboxEntry, Row, Transaction, WaitingEntry, all_seen, place, seen,
-};
-use super::faults::{CommitFault, Sabotage};
+use super::database::{Database, Transaction};
+use super::faults::CommitFault;
 
 /// The one statement that the handler of the simulation runs.
 pub const INSERT: &str = "INSERT INTO t_effects";
@@ -110,163 +113,6 @@ fn over() -> StoreError {
 
 fn unknown(what: &str) -> StoreError {
     StoreError::Unusable(format!("the database in memory knows nothing of {what}"))
-}
-
-impl ModelSession {
-    /// A round trip to the server, which may be the last one of this connection.
-    async fn trip(&mut self) -> Result<(), StoreError> {
-        if self.lost {
-            return Err(away());
-        }
-        self.database.faults.round_trip().await;
-        let faults = &self.database.faults;
-        if faults.is_database_away() || faults.strikes() {
-            self.lose();
-            return Err(away());
-        }
-        Ok(())
-    }
-
-    /// Begins a statement: in the open transaction, or in one of its own, which the caller ends.
-    async fn statement(&mut self) -> Result<bool, StoreError> {
-        if self.transaction.as_ref().is_some_and(|open| open.dead) {
-            return Err(over());
-        }
-        self.trip().await?;
-        let own = self.transaction.is_none();
-        if own {
-            self.transaction = Some(self.database.begin());
-        }
-        Ok(own)
-    }
-
-    fn end(&mut self, own: bool) {
-        if own && let Some(transaction) = self.transaction.take() {
-            self.database.commit(transaction);
-        }
-    }
-
-    fn open(&mut self) -> &mut Transaction {
-        self.transaction
-            .as_mut()
-            .expect("a statement has begun a transaction")
-    }
-
-    async fn lock(&mut self, row: &Row, own: bool) -> Result<(), StoreError> {
-        let number = self.open().number;
-        if self.database.lock(number, row).await {
-            return Ok(());
-        }
-        self.open().dead = true;
-        if own && let Some(transaction) = self.transaction.take() {
-            self.database.roll_back(&transaction);
-        }
-        Err(StoreError::LockTimeout(format!("{row:?}")))
-    }
-
-    /// The connection is gone; the server finds out later.
-    fn lose(&mut self) {
-        let commits = std::mem::take(&mut self.committing) && self.database.faults.coin();
-        self.lose_and(commits);
-    }
-
-    /// The connection is gone, and what was open on it ends later: it commits, or is rolled back.
-    fn lose_and(&mut self, commits: bool) {
-        let (name, given_up) = (self.name.clone(), Arc::clone(&self.given_up));
-        if let Ok(mut names) = given_up.lock() {
-            names.push(name.clone());
-        }
-        self.leave(commits, move || {
-            if let Ok(mut names) = given_up.lock()
-                && let Some(place) = names.iter().position(|one| *one == name)
-            {
-                names.swap_remove(place);
-            }
-        });
-    }
-
-    fn leave(&mut self, commits: bool, ended: impl FnOnce() + Send + 'static) {
-        self.lost = true;
-        let (transaction, host) = (self.transaction.take(), self.host.take());
-        let database = Arc::clone(&self.database);
-        let notice = database.faults.notice();
-        let end = move |database: &Database| {
-            match transaction {
-                Some(transaction) if commits => database.commit(transaction),
-                Some(transaction) => database.roll_back(&transaction),
-                None => {}
-            }
-            if let Some(host) = host {
-                database.announce(host, false);
-            }
-            ended();
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if !notice.is_zero() => drop(runtime.spawn(async move {
-                tokio::time::sleep(notice).await;
-                end(&database);
-            })),
-            _ => end(&database),
-        }
-    }
-
-    fn ledger(&self, key: &[u8], consumer: ConsumerId) -> Option<LedgerEntry> {
-        let key = place(consumer, key);
-        let state = self.database.state();
-        let committed = &state.committed.ledger;
-        match &self.transaction {
-            Some(open) => seen(&open.changes.ledger, committed, &key).cloned(),
-            None => committed.get(&key).cloned(),
-        }
-    }
-
-    fn waiting(&self) -> Vec<(super::database::Place, WaitingEntry)> {
-        let state = self.database.state();
-        let none = BTreeMap::new();
-        let changes = self
-            .transaction
-            .as_ref()
-            .map_or(&none, |open| &open.changes.waiting);
-        all_seen(changes, &state.committed.waiting)
-            .into_iter()
-            .map(|(place, entry)| (place, entry.clone()))
-            .collect()
-    }
-
-    fn due(&self, entry: &WaitingEntry) -> bool {
-        entry.row.status == Status::Retry
-            && entry.due_at.is_some_and(|due| due <= self.database.now())
-    }
-
-    fn expires_at(&self, rule: ClaimRule<'_>, claim: &Claim<'_>) -> Option<i64> {
-        let sent = claim
-            .timestamp_seconds
-            .map_or(0, |seconds| seconds.saturating_mul(1_000_000));
-        rule.retention.map(|retention| {
-            let micros = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
-            self.database.now().max(sent).saturating_add(micros)
-        })
-    }
-
-    fn fresh(&self, rule: ClaimRule<'_>, claim: &Claim<'_>, fate: Fate) -> LedgerEntry {
-        LedgerEntry {
-            fate,
-            attempts: claim.attempts,
-            fingerprint: claim.fingerprint.to_vec(),
-            expires_at: self.expires_at(rule, claim),
-        }
-    }
-}
-
-impl Drop for ModelSession {
-    fn drop(&mut self) {
-        match (self.lost, self.committing) {
-            (true, _) => {}
-            (false, true) => self.lose(),
-            // Closed, not lost: the next of its name does not wait for it.
-            (false, false) => self.leave(false, || {}),
-        }
-    }
 }
 
 #[async_trait]
@@ -388,34 +234,7 @@ impl Session for ModelSession {
         rule: ClaimRule<'_>,
         claims: &[Claim<'_>],
     ) -> Result<Vec<bool>, StoreError> {
-        let own = self.statement().await?;
-        let mut new = Vec::with_capacity(claims.len());
-        for claim in claims {
-            let key = place(rule.consumer, claim.key);
-            // A row that is there is no obstacle; one that is being inserted is waited for.
-            let mut there = self.ledger(claim.key, rule.consumer).is_some();
-            if !there {
-                self.lock(&Row::Key(key.clone()), own).await?;
-                there = self.ledger(claim.key, rule.consumer).is_some();
-            }
-            if !there {
-                let entry = self.fresh(rule, claim, Fate::Committed);
-                if self.database.faults.sabotage == Sabotage::ClaimOutside {
-                    let mut other = self.database.begin();
-                    other
-                        .changes
-                        .ledger
-                        .insert(key.clone(), Some(entry.clone()));
-                    self.database.commit(other);
-                }
-                let open = self.open();
-                open.changes.ledger.insert(key.clone(), Some(entry));
-                open.claimed.insert(key);
-            }
-            new.push(!there);
-        }
-        self.end(own);
-        Ok(new)
+        self.ledger_claim(rule, claims).await
     }
 
     async fn entries(
@@ -423,20 +242,7 @@ impl Session for ModelSession {
         consumer: ConsumerId,
         keys: &[&[u8]],
     ) -> Result<Vec<Option<Entry>>, StoreError> {
-        let own = self.statement().await?;
-        let entries = keys
-            .iter()
-            .map(|key| {
-                self.ledger(key, consumer).map(|entry| Entry {
-                    key: key.to_vec(),
-                    fate: entry.fate,
-                    fingerprint: entry.fingerprint,
-                    attempts: entry.attempts,
-                })
-            })
-            .collect();
-        self.end(own);
-        Ok(entries)
+        self.ledger_entries(consumer, keys).await
     }
 
     async fn take(
@@ -445,39 +251,11 @@ impl Session for ModelSession {
         claim: Claim<'_>,
         from: Fate,
     ) -> Result<bool, StoreError> {
-        let own = self.statement().await?;
-        let key = place(rule.consumer, claim.key);
-        if self.ledger(claim.key, rule.consumer).is_none() {
-            self.end(own);
-            return Ok(false);
-        }
-        self.lock(&Row::Key(key.clone()), own).await?;
-        let taken = self
-            .ledger(claim.key, rule.consumer)
-            .is_some_and(|entry| entry.fate == from);
-        if taken {
-            let entry = self.fresh(rule, &claim, Fate::Committed);
-            let open = self.open();
-            open.changes.ledger.insert(key.clone(), Some(entry));
-            open.claimed.insert(key);
-        }
-        self.end(own);
-        Ok(taken)
+        self.ledger_take(rule, claim, from).await
     }
 
     async fn unclaim(&mut self, consumer: ConsumerId, keys: &[&[u8]]) -> Result<u64, StoreError> {
-        let own = self.statement().await?;
-        let mut removed = 0;
-        for key in keys {
-            let key = place(consumer, key);
-            let open = self.open();
-            if open.claimed.remove(&key) {
-                open.changes.ledger.remove(&key);
-                removed += 1;
-            }
-        }
-        self.end(own);
-        Ok(removed)
+        self.ledger_unclaim(consumer, keys).await
     }
 
     async fn settle(
@@ -485,22 +263,7 @@ impl Session for ModelSession {
         consumer: ConsumerId,
         settlements: &[Settlement<'_>],
     ) -> Result<u64, StoreError> {
-        let own = self.statement().await?;
-        let mut changed = 0;
-        for settlement in settlements {
-            let key = place(consumer, settlement.key);
-            let open = self.open();
-            if !open.claimed.contains(&key) {
-                continue;
-            }
-            if let Some(Some(entry)) = open.changes.ledger.get_mut(&key) {
-                entry.fate = settlement.fate;
-                entry.attempts = settlement.attempts;
-                changed += 1;
-            }
-        }
-        self.end(own);
-        Ok(changed)
+        self.ledger_settle(consumer, settlements).await
     }
 
     async fn finish(
@@ -508,37 +271,31 @@ impl Session for ModelSession {
         consumer: ConsumerId,
         keys: &[&[u8]],
     ) -> Result<Finished, StoreError> {
-        let own = self.statement().await?;
-        let open = self.open();
-        let claimed = keys
-            .iter()
-            .filter(|key| open.claimed.contains(&place(consumer, key)))
-            .count();
-        self.end(own);
-        Ok(Finished {
-            claims: claimed as u64,
-            horizon: None,
-        })
+        self.ledger_finish(consumer, keys).await
     }
 
     async fn keep_replies(
         &mut self,
-        _: ConsumerId,
-        _: &[(&[u8], Vec<u8>)],
+        consumer: ConsumerId,
+        replies: &[(&[u8], Vec<u8>)],
     ) -> Result<u64, StoreError> {
-        Err(unknown("replies"))
+        self.ledger_keep_replies(consumer, replies).await
     }
 
     async fn replies(
         &mut self,
-        _: ConsumerId,
-        _: &[&[u8]],
+        consumer: ConsumerId,
+        keys: &[&[u8]],
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        Err(unknown("replies"))
+        self.ledger_replies(consumer, keys).await
     }
 
-    async fn note_retention(&mut self, _: ConsumerId, _: Duration) -> Result<(), StoreError> {
-        Err(unknown("the sweep"))
+    async fn note_retention(
+        &mut self,
+        consumer: ConsumerId,
+        retention: Duration,
+    ) -> Result<(), StoreError> {
+        self.ledger_note_retention(consumer, retention).await
     }
 
     async fn record_start(
@@ -547,67 +304,28 @@ impl Session for ModelSession {
         claim: Claim<'_>,
         first: bool,
     ) -> Result<Start, StoreError> {
-        let own = self.statement().await?;
-        let key = place(rule.consumer, claim.key);
-        self.lock(&Row::Key(key.clone()), own).await?;
-        let start = match self.ledger(claim.key, rule.consumer) {
-            Some(entry) if entry.fate != Fate::Started => Start::Elsewhere,
-            Some(_) if first => Start::Earlier,
-            known => {
-                let starts = known.map_or(0, |entry| entry.attempts) + 1;
-                let entry = LedgerEntry {
-                    attempts: starts,
-                    ..self.fresh(rule, &claim, Fate::Started)
-                };
-                self.open().changes.ledger.insert(key, Some(entry));
-                Start::Recorded(starts)
-            }
-        };
-        self.end(own);
-        Ok(start)
+        self.ledger_record_start(rule, claim, first).await
     }
 
     async fn undo_start(&mut self, consumer: ConsumerId, key: &[u8]) -> Result<(), StoreError> {
-        let own = self.statement().await?;
-        let row = place(consumer, key);
-        self.lock(&Row::Key(row.clone()), own).await?;
-        if let Some(mut entry) = self.ledger(key, consumer)
-            && entry.fate == Fate::Started
-        {
-            entry.attempts -= 1;
-            let left = (entry.attempts > 0).then_some(entry);
-            self.open().changes.ledger.insert(row, left);
-        }
-        self.end(own);
-        Ok(())
+        self.ledger_undo_start(consumer, key).await
     }
 
     async fn ledger_counts(
         &mut self,
         consumer: ConsumerId,
     ) -> Result<Vec<(Fate, u64)>, StoreError> {
-        self.trip().await?;
-        let state = self.database.state();
-        let mut counts = BTreeMap::<i16, u64>::new();
-        for ((owner, _), entry) in &state.committed.ledger {
-            if *owner == consumer.0 {
-                *counts.entry(entry.fate as i16).or_default() += 1;
-            }
-        }
-        Ok(counts
-            .into_iter()
-            .filter_map(|(fate, count)| Some((Fate::from_number(fate)?, count)))
-            .collect())
+        self.ledger_count(consumer).await
     }
 
     async fn sweep(
         &mut self,
-        _: ConsumerId,
-        _: Duration,
-        _: &[u8],
-        _: u32,
+        consumer: ConsumerId,
+        retention: Duration,
+        after: &[u8],
+        limit: u32,
     ) -> Result<(Option<Vec<u8>>, u64), StoreError> {
-        Err(unknown("the sweep"))
+        self.ledger_sweep(consumer, retention, after, limit).await
     }
 
     async fn waiting_put(
@@ -615,25 +333,7 @@ impl Session for ModelSession {
         consumer: ConsumerId,
         rows: &[(WaitingRow, Duration)],
     ) -> Result<(), StoreError> {
-        let own = self.statement().await?;
-        let now = self.database.now();
-        for (row, due) in rows {
-            let id = place(consumer, &row.id);
-            self.lock(&Row::Waiting(id.clone()), own).await?;
-            let known = self.waiting().into_iter().find(|(place, _)| *place == id);
-            if known.is_some() && row.key.is_none() {
-                continue;
-            }
-            let micros = i64::try_from(due.as_micros()).unwrap_or(i64::MAX);
-            let entry = WaitingEntry {
-                row: row.clone(),
-                starts: 0,
-                due_at: (row.status != Status::Parked).then(|| now.saturating_add(micros)),
-            };
-            self.open().changes.waiting.insert(id, Some(entry));
-        }
-        self.end(own);
-        Ok(())
+        self.put_waiting(consumer, rows).await
     }
 
     async fn waiting_due(
@@ -642,58 +342,35 @@ impl Session for ModelSession {
         in_line: bool,
         limit: u32,
     ) -> Result<Vec<(Vec<u8>, i64)>, StoreError> {
-        if in_line {
-            return Err(unknown("lines"));
-        }
-        let own = self.statement().await?;
-        let mut due = self
-            .waiting()
-            .into_iter()
-            .filter(|((owner, _), entry)| *owner == consumer.0 && self.due(entry))
-            .map(|((_, id), entry)| (entry.due_at, id, entry.row.partition))
-            .collect::<Vec<_>>();
-        due.sort();
-        due.truncate(limit as usize);
-        self.end(own);
-        Ok(due.into_iter().map(|(_, id, at)| (id, at)).collect())
+        self.due_waiting(consumer, in_line, limit).await
     }
 
     async fn waiting_lines(
         &mut self,
-        _: ConsumerId,
-        _: &[i64],
+        consumer: ConsumerId,
+        partitions: &[i64],
     ) -> Result<Vec<(i64, u64)>, StoreError> {
-        Err(unknown("lines"))
+        self.lines_waiting(consumer, partitions).await
     }
 
     async fn waiting_release(
         &mut self,
-        _: ConsumerId,
-        _: Option<&[i64]>,
+        consumer: ConsumerId,
+        partitions: Option<&[i64]>,
     ) -> Result<u64, StoreError> {
-        // The consumer of the simulation keeps no lines: nothing is held.
-        self.trip().await.map(|()| 0)
+        self.release_waiting(consumer, partitions).await
     }
 
-    async fn waiting_held(&mut self, _: ConsumerId) -> Result<u64, StoreError> {
-        self.trip().await.map(|()| 0)
+    async fn waiting_held(&mut self, consumer: ConsumerId) -> Result<u64, StoreError> {
+        self.held_waiting(consumer).await
     }
 
     fn upkeep(&mut self) -> &mut dyn Upkeep {
-        unreachable!("nobody operates the simulation")
+        unreachable!("the operator of the simulation replays and discards, and no more")
     }
 
     async fn waiting_next(&mut self, consumer: ConsumerId) -> Result<Option<Duration>, StoreError> {
-        let own = self.statement().await?;
-        let now = self.database.now();
-        let next = self
-            .waiting()
-            .into_iter()
-            .filter(|((owner, _), entry)| *owner == consumer.0 && entry.row.status == Status::Retry)
-            .filter_map(|(_, entry)| entry.due_at)
-            .min();
-        self.end(own);
-        Ok(next.map(|due| Duration::from_micros(u64::try_from(due - now).unwrap_or(0))))
+        self.next_waiting(consumer).await
     }
 
     async fn waiting_lock(
@@ -701,20 +378,7 @@ impl Session for ModelSession {
         consumer: ConsumerId,
         id: &[u8],
     ) -> Result<Option<WaitingRow>, StoreError> {
-        let own = self.statement().await?;
-        let id = place(consumer, id);
-        let number = self.open().number;
-        let row = match self.database.try_lock(number, &Row::Waiting(id.clone())) {
-            // SKIP LOCKED.
-            false => None,
-            true => self
-                .waiting()
-                .into_iter()
-                .find(|(place, entry)| *place == id && self.due(entry))
-                .map(|(_, entry)| entry.row),
-        };
-        self.end(own);
-        Ok(row)
+        self.lock_waiting(consumer, id).await
     }
 
     async fn waiting_delete(
@@ -722,18 +386,7 @@ impl Session for ModelSession {
         consumer: ConsumerId,
         ids: &[&[u8]],
     ) -> Result<u64, StoreError> {
-        let own = self.statement().await?;
-        let mut deleted = 0;
-        for id in ids {
-            let id = place(consumer, id);
-            self.lock(&Row::Waiting(id.clone()), own).await?;
-            if self.waiting().iter().any(|(place, _)| *place == id) {
-                self.open().changes.waiting.insert(id, None);
-                deleted += 1;
-            }
-        }
-        self.end(own);
-        Ok(deleted)
+        self.delete_waiting(consumer, ids).await
     }
 
     async fn waiting_start(
@@ -742,87 +395,33 @@ impl Session for ModelSession {
         id: &[u8],
         first: bool,
     ) -> Result<Start, StoreError> {
-        let own = self.statement().await?;
-        let id = place(consumer, id);
-        let number = self.open().number;
-        let free = self.database.try_lock(number, &Row::Waiting(id.clone()));
-        let known = self.waiting().into_iter().find(|(place, _)| *place == id);
-        let starts = match known {
-            Some((_, entry)) if free && self.due(&entry) && first && entry.starts > 0 => {
-                Start::Earlier
-            }
-            Some((_, mut entry)) if free && self.due(&entry) => {
-                entry.starts += 1;
-                let starts = entry.starts;
-                self.open().changes.waiting.insert(id, Some(entry));
-                Start::Recorded(starts)
-            }
-            _ => Start::Elsewhere,
-        };
-        self.end(own);
-        Ok(starts)
+        self.start_waiting(consumer, id, first).await
     }
 
     async fn waiting_unstart(&mut self, consumer: ConsumerId, id: &[u8]) -> Result<(), StoreError> {
-        let own = self.statement().await?;
-        let id = place(consumer, id);
-        self.lock(&Row::Waiting(id.clone()), own).await?;
-        let known = self.waiting().into_iter().find(|(place, _)| *place == id);
-        if let Some((_, mut entry)) = known {
-            entry.starts = (entry.starts - 1).max(0);
-            self.open().changes.waiting.insert(id, Some(entry));
-        }
-        self.end(own);
-        Ok(())
+        self.unstart_waiting(consumer, id).await
     }
 
-    async fn waiting_list(&mut self, _: &WaitingFilter) -> Result<Vec<WaitingRecord>, StoreError> {
-        Err(unknown("operators"))
+    async fn waiting_list(
+        &mut self,
+        filter: &WaitingFilter,
+    ) -> Result<Vec<WaitingRecord>, StoreError> {
+        self.list_waiting(filter).await
     }
 
     async fn waiting_replay(&mut self, ids: &[&[u8]]) -> Result<u64, StoreError> {
-        let own = self.statement().await?;
-        let mut replayed = 0;
-        for (id, mut entry) in self.waiting() {
-            if !ids.contains(&id.1.as_slice()) {
-                continue;
-            }
-            self.lock(&Row::Waiting(id.clone()), own).await?;
-            if entry.row.status != Status::Parked {
-                continue;
-            }
-            let consumer = ConsumerId(id.0);
-            if let Some(key) = &entry.row.key {
-                let row = place(consumer, key);
-                self.lock(&Row::Key(row.clone()), own).await?;
-                if let Some(mut known) = self.ledger(key, consumer)
-                    && known.fate == Fate::Parked
-                {
-                    known.fate = Fate::Waiting;
-                    known.attempts = 0;
-                    self.open().changes.ledger.insert(row, Some(known));
-                }
-            }
-            entry.row.status = Status::Retry;
-            entry.row.attempts = 0;
-            entry.starts = 0;
-            entry.due_at = Some(self.database.now());
-            self.open().changes.waiting.insert(id, Some(entry));
-            replayed += 1;
-        }
-        self.end(own);
-        Ok(replayed)
+        self.replay_waiting(ids).await
     }
 
-    async fn waiting_discard(&mut self, _: &[&[u8]]) -> Result<u64, StoreError> {
-        Err(unknown("operators"))
+    async fn waiting_discard(&mut self, ids: &[&[u8]]) -> Result<u64, StoreError> {
+        self.discard_waiting(ids).await
     }
 
     async fn waiting_counts(
         &mut self,
-        _: ConsumerId,
+        consumer: ConsumerId,
     ) -> Result<Vec<(Status, String, u64)>, StoreError> {
-        Err(unknown("operators"))
+        self.counts_waiting(consumer).await
     }
 
     async fn announce(&mut self, host: HostId) -> Result<(), StoreError> {
@@ -837,30 +436,7 @@ impl Session for ModelSession {
         host: HostId,
         rows: &[Arc<OutboxRow>],
     ) -> Result<Vec<i64>, StoreError> {
-        let own = self.statement().await?;
-        let now = self.database.now();
-        let mut sequences = Vec::with_capacity(rows.len());
-        for row in rows {
-            let sequence = {
-                let mut state = self.database.state();
-                state.sequence += 1;
-                state.sequence
-            };
-            let delay = row.delay.map(|delay| delay.as_micros());
-            let entry = OutboxEntry {
-                row: Arc::clone(row),
-                host,
-                lane: row.lane,
-                due_at: delay
-                    .map(|micros| now.saturating_add(i64::try_from(micros).unwrap_or(i64::MAX))),
-                attempts: 0,
-                created_at: now,
-            };
-            self.open().changes.outbox.insert(sequence, Some(entry));
-            sequences.push(sequence);
-        }
-        self.end(own);
-        Ok(sequences)
+        self.put_outbox(host, rows).await
     }
 
     async fn outbox_take(
@@ -868,47 +444,7 @@ impl Session for ModelSession {
         host: HostId,
         limit: u32,
     ) -> Result<Vec<OutboxRecord>, StoreError> {
-        let own = self.statement().await?;
-        let now = self.database.now();
-        let number = self.open().number;
-        let rows = self.database.state().committed.outbox.clone();
-        let free = |entry: &OutboxEntry| match entry.due_at {
-            Some(due) => due <= now,
-            None => entry.host != host && !self.database.lives(entry.host),
-        };
-        let mut taken = BTreeMap::<i64, OutboxEntry>::new();
-        for (sequence, entry) in &rows {
-            let blocked = entry.row.ordering_key.is_some()
-                && rows.range(..sequence).any(|(older, other)| {
-                    other.row.ordering_key == entry.row.ordering_key && !taken.contains_key(older)
-                });
-            let row = Row::Outbox(*sequence);
-            if taken.len() < limit as usize
-                && free(entry)
-                && !blocked
-                && self.database.try_lock(number, &row)
-            {
-                let mut entry = entry.clone();
-                entry.host = host;
-                entry.lane = TAKEN_LANE;
-                entry.due_at = None;
-                taken.insert(*sequence, entry);
-            }
-        }
-        let records = taken
-            .iter()
-            .map(|(sequence, entry)| record(*sequence, entry));
-        let records = records.collect();
-        for (sequence, entry) in taken {
-            self.open().changes.outbox.insert(sequence, Some(entry));
-        }
-        self.end(own);
-        // Taken, and nobody knows: what a COMMIT in doubt is to a statement of its own.
-        if self.database.faults.strikes() {
-            self.lose();
-            return Err(StoreError::InDoubt("the connection was lost".into()));
-        }
-        Ok(records)
+        self.take_outbox(host, limit).await
     }
 
     async fn outbox_recover(
@@ -917,76 +453,24 @@ impl Session for ModelSession {
         lane: i16,
         known: &[i64],
     ) -> Result<Vec<OutboxRecord>, StoreError> {
-        let own = self.statement().await?;
-        let rows = self.database.state().committed.outbox.clone();
-        self.end(own);
-        Ok(rows
-            .iter()
-            .filter(|(sequence, entry)| {
-                entry.host == host
-                    && entry.lane == lane
-                    && entry.due_at.is_none()
-                    && !known.contains(sequence)
-            })
-            .map(|(sequence, entry)| record(*sequence, entry))
-            .collect())
+        self.recover_outbox(host, lane, known).await
     }
 
     async fn outbox_blocked(&mut self, sequences: &[i64]) -> Result<Vec<i64>, StoreError> {
-        let own = self.statement().await?;
-        let rows = self.database.state().committed.outbox.clone();
-        self.end(own);
-        let blocked = |sequence: &i64| {
-            let key = rows.get(sequence).map(|entry| &entry.row.ordering_key);
-            key.is_some_and(|key| {
-                key.is_some()
-                    && rows
-                        .range(..sequence)
-                        .any(|(_, other)| other.row.ordering_key == *key)
-            })
-        };
-        let mut found = sequences
-            .iter()
-            .copied()
-            .filter(blocked)
-            .collect::<Vec<_>>();
-        found.sort_unstable();
-        Ok(found)
+        self.blocked_outbox(sequences).await
     }
 
     async fn outbox_delete(&mut self, sequences: &[i64]) -> Result<(), StoreError> {
-        let own = self.statement().await?;
-        for sequence in sequences {
-            self.lock(&Row::Outbox(*sequence), own).await?;
-            self.open().changes.outbox.insert(*sequence, None);
-        }
-        self.end(own);
-        Ok(())
+        self.delete_outbox(sequences).await
     }
 
     async fn outbox_defer(
         &mut self,
         sequence: i64,
         delay: Duration,
-        _error: &str,
+        error: &str,
     ) -> Result<(), StoreError> {
-        let own = self.statement().await?;
-        self.lock(&Row::Outbox(sequence), own).await?;
-        let entry = self
-            .database
-            .state()
-            .committed
-            .outbox
-            .get(&sequence)
-            .cloned();
-        if let Some(mut entry) = entry {
-            entry.attempts += 1;
-            let micros = i64::try_from(delay.as_micros()).unwrap_or(i64::MAX);
-            entry.due_at = Some(self.database.now() + micros);
-            self.open().changes.outbox.insert(sequence, Some(entry));
-        }
-        self.end(own);
-        Ok(())
+        self.defer_outbox(sequence, delay, error).await
     }
 
     async fn outbox_give_back(
@@ -994,42 +478,11 @@ impl Session for ModelSession {
         host: HostId,
         sequences: &[i64],
     ) -> Result<(), StoreError> {
-        let own = self.statement().await?;
-        let now = self.database.now();
-        let rows = self.database.state().committed.outbox.clone();
-        for sequence in sequences {
-            let Some(entry) = rows.get(sequence) else {
-                continue;
-            };
-            if entry.host != host || entry.due_at.is_some() {
-                continue;
-            }
-            self.lock(&Row::Outbox(*sequence), own).await?;
-            let oldest = rows
-                .values()
-                .find(|other| other.row.ordering_key == entry.row.ordering_key);
-            let mut entry = entry.clone();
-            entry.due_at = Some(oldest.and_then(|oldest| oldest.due_at).unwrap_or(now));
-            self.open().changes.outbox.insert(*sequence, Some(entry));
-        }
-        self.end(own);
-        Ok(())
+        self.give_back_outbox(host, sequences).await
     }
 
     async fn outbox_depth(&mut self) -> Result<OutboxDepth, StoreError> {
-        self.trip().await?;
-        let now = self.database.now();
-        let state = self.database.state();
-        let rows = &state.committed.outbox;
-        let oldest = rows
-            .values()
-            .filter(|entry| entry.attempts > 0 || entry.due_at.is_none_or(|due| due <= now))
-            .map(|entry| entry.created_at)
-            .min();
-        Ok(OutboxDepth {
-            rows: rows.len() as u64,
-            oldest_seconds: oldest.map_or(0.0, |oldest| (now - oldest).max(0) as f64 / 1e6),
-        })
+        self.depth_outbox().await
     }
 
     async fn state_get(
@@ -1037,16 +490,7 @@ impl Session for ModelSession {
         consumer: ConsumerId,
         key: &str,
     ) -> Result<Option<(Vec<u8>, u64)>, StoreError> {
-        let own = self.statement().await?;
-        let row = place(consumer, key.as_bytes());
-        self.lock(&Row::State(row.clone()), own).await?;
-        let found = {
-            let state = self.database.state();
-            let changes = &self.transaction.as_ref().ok_or_else(over)?.changes.state;
-            seen(changes, &state.committed.state, &row).cloned()
-        };
-        self.end(own);
-        Ok(found)
+        self.get_state(consumer, key).await
     }
 
     async fn state_write(
@@ -1056,27 +500,7 @@ impl Session for ModelSession {
         value: Option<&[u8]>,
         expect: Expect,
     ) -> Result<bool, StoreError> {
-        let own = self.statement().await?;
-        let row = place(consumer, key.as_bytes());
-        self.lock(&Row::State(row.clone()), own).await?;
-        let found = {
-            let state = self.database.state();
-            let changes = &self.transaction.as_ref().ok_or_else(over)?.changes.state;
-            seen(changes, &state.committed.state, &row).cloned()
-        };
-        let version = found.map(|(_, version)| version);
-        let expected = match expect {
-            Expect::Anything => true,
-            Expect::Absent => version.is_none(),
-            Expect::Version(wanted) => version == Some(wanted),
-        };
-        if expected {
-            let next = version.map_or(1, |version| version + 1);
-            let change = value.map(|value| (value.to_vec(), next));
-            self.open().changes.state.insert(row, change);
-        }
-        self.end(own);
-        Ok(expected)
+        self.write_state(consumer, key, value, expect).await
     }
 
     async fn query(
@@ -1103,17 +527,5 @@ impl Session for ModelSession {
         }
         self.end(own);
         Ok(parameters.len() as u64)
-    }
-}
-
-fn record(sequence: i64, entry: &OutboxEntry) -> OutboxRecord {
-    OutboxRecord {
-        sequence,
-        attempts: entry.attempts,
-        row: Arc::new(OutboxRow {
-            lane: entry.lane,
-            delay: None,
-            ..(*entry.row).clone()
-        }),
     }
 }

@@ -1,35 +1,35 @@
-//! One schedule: messages, crashes, lost connections and outages, all drawn from one seed, and what must
-//! hold after every commit, every acknowledgement and every arrival at the broker.
+//! One schedule, all drawn from one seed, and the run of it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use lapin::BasicProperties;
+use tokio::task::JoinSet;
 
-use crate::config;
-use crate::message::Message;
-use crate::store::{Fate, OutboxRecord, Status};
+use crate::config::Config;
+use crate::operations::{Operations, Request};
+use crate::store::{ConsumerId, ConsumerRow, Fate, OutboxRecord, Status, WaitingRow};
 
 use super::broker::Broker;
-use super::database::{Committed, Database, OutboxEntry};
+use super::database::Database;
 use super::faults::{Faults, Sabotage};
 use super::host::SimulatedHost;
-
-/// As in the configuration of the consumer.
-pub const MAX_ATTEMPTS: i32 = 4;
+use super::schedule::{EPOCH_SECONDS, Event, Letter, MAX_ATTEMPTS, Scenario, events, letters};
+use super::session::ModelStore;
+use super::witness::{Witness, sent};
 
 /// How long everything may take to come to rest when nothing fails any more.
 const PATIENCE: Duration = Duration::from_secs(1_800);
+
+/// After how long a person looks at what a line waits for.
+const OPERATOR_PATIENCE: Duration = Duration::from_secs(5);
 
 pub struct World {
     pub database: Arc<Database>,
     pub broker: Arc<Broker>,
     pub faults: Arc<Faults>,
     complaints: Arc<Mutex<Vec<String>>>,
-    /// Of each row with an ordering key, the older ones of its key that stood beside it when it was committed.
-    before: Mutex<BTreeMap<i64, Vec<(i64, String)>>>,
+    witness: Arc<Mutex<Witness>>,
 }
 
 /// What a schedule was made of.
@@ -37,106 +37,103 @@ pub struct World {
 pub struct Tally {
     pub messages: u64,
     pub crashes: u64,
+    pub leaves: u64,
     pub cuts: u64,
     pub outages: u64,
     pub commits: u64,
     pub parked: u64,
     pub copies: u64,
+    /// Of a consumer whose order is strict, the messages that were held.
+    pub held: u64,
+    /// Copies that were parked as duplicates.
+    pub duplicates: u64,
+    /// Those of them that another host had run, when this one could not know.
+    pub raced: u64,
+    pub answers: u64,
+    pub replayed: u64,
+    pub discarded: u64,
+    pub forgotten: u64,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl World {
-    fn new(seed: u64, per_mille: u32, sabotage: Sabotage) -> Arc<Self> {
+    fn new(seed: u64, per_mille: u32, scenario: Scenario, sabotage: Sabotage) -> Arc<Self> {
         let faults = Arc::new(Faults::new(seed, per_mille, sabotage));
         let lock_timeout = Duration::from_millis(500);
-        let database = Database::new(Arc::clone(&faults), lock_timeout, 1_700_000_000_000_000);
+        let epoch_micros = i64::try_from(EPOCH_SECONDS * 1_000_000).unwrap_or(i64::MAX);
+        let database = Database::new(Arc::clone(&faults), lock_timeout, epoch_micros);
+        let row = ConsumerRow {
+            id: ConsumerId(1),
+            key_rule: String::new(),
+            fingerprint_rule: String::new(),
+            generation: 0,
+            horizon: None,
+        };
+        database.state().consumers.push(("simulated".into(), row));
+        let is_single = scenario.is_strict && sabotage != Sabotage::DeliverToAll;
         let world = Arc::new(Self {
             database: Arc::new(database),
-            broker: Arc::default(),
+            broker: Arc::new(Broker::new(is_single)),
             faults,
             complaints: Arc::default(),
-            before: Mutex::default(),
+            witness: Arc::new(Mutex::new(Witness::new(scenario))),
         });
         let (broker, complaints) = (Arc::clone(&world.broker), Arc::clone(&world.complaints));
-        world.database.watch(Box::new(move |removed, committed| {
-            let found = check(removed, committed, &broker);
-            complaints
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend(found);
-        }));
+        let witness = Arc::clone(&world.witness);
+        world
+            .database
+            .watch(Box::new(move |now, removed, committed| {
+                let found = locked(&witness).commit(now, removed, committed, &broker);
+                locked(&complaints).extend(found);
+            }));
         world
     }
 
     pub fn complain(&self, text: String) {
-        let mut complaints = self
-            .complaints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        complaints.push(text);
+        locked(&self.complaints).push(text);
     }
 
-    fn complaints(&self) -> Vec<String> {
-        let complaints = self
-            .complaints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        complaints.clone()
+    fn publish(&self, letter: &Letter) {
+        self.broker.publish(|number| {
+            locked(&self.witness).publish(letter, number);
+            letter.copy(number)
+        });
     }
 
-    /// The broker gets an acknowledgement: the fate of what it forgets must be durable.
+    /// The broker gets an acknowledgement.
     pub fn acknowledge(&self, channel: u64, tag: u64, multiple: bool) {
         let acked = match self.broker.ack(channel, tag, multiple) {
             Ok(acked) => acked,
             Err(complaint) => return self.complain(complaint),
         };
         let state = self.database.state();
+        let witness = locked(&self.witness);
         for queued in acked {
-            let key = key_of(&queued.message);
-            let entry = state.committed.ledger.get(&(1, key.clone().into_bytes()));
-            if entry.is_none_or(|entry| entry.fate == Fate::Started) {
-                let fate = entry.map(|entry| entry.fate);
-                self.complain(format!(
-                    "{key} was acknowledged, and the ledger says {fate:?}"
-                ));
-            }
+            let found = witness.acknowledge(&queued, &state.committed, &self.broker);
+            locked(&self.complaints).extend(found);
         }
     }
 
     /// A message of the relay arrives at the broker.
     pub fn arrive(&self, record: &OutboxRecord) {
-        let id = id_of(&record.row.message);
-        self.broker.arrive(id.clone(), &record.row.message.body);
-        let Some(ordering_key) = &record.row.ordering_key else {
-            return;
+        let found = {
+            let state = self.database.state();
+            locked(&self.witness).arrive(record, &state.committed, &self.broker)
         };
-        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
-        for (older, other) in before.get(&record.sequence).into_iter().flatten() {
-            if !self.broker.has(other) {
-                self.complain(format!(
-                    "row {} of the ordering key {ordering_key} overtook row {older}",
-                    record.sequence
-                ));
-            }
-        }
+        locked(&self.complaints).extend(found);
+        self.broker.arrive(&record.row.message);
     }
 
-    /// Notes which rows stood before which, for those that are new.
-    fn note_order(&self) {
+    /// The ids of parked rows, as an operator names them.
+    fn parked(&self, mut is_meant: impl FnMut(&WaitingRow) -> bool) -> Vec<String> {
         let state = self.database.state();
-        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
-        for (sequence, entry) in &state.committed.outbox {
-            if entry.row.ordering_key.is_none() || before.contains_key(sequence) {
-                continue;
-            }
-            let older = state
-                .committed
-                .outbox
-                .range(..sequence)
-                .filter(|(_, other)| other.row.ordering_key == entry.row.ordering_key)
-                .map(|(older, other)| (*older, id_of(&other.row.message)))
-                .collect();
-            before.insert(*sequence, older);
-        }
+        let rows = state.committed.waiting.values().map(|entry| &entry.row);
+        rows.filter(|row| row.status == Status::Parked && is_meant(row))
+            .map(|row| hex::encode(&row.id))
+            .collect()
     }
 
     fn is_at_rest(&self) -> bool {
@@ -152,230 +149,167 @@ impl World {
     }
 }
 
-fn key_of(message: &Message) -> String {
-    message.property("message-id").unwrap_or_default()
-}
-
-fn id_of(message: &Message) -> String {
-    message.property("message-id").unwrap_or_default()
-}
-
-/// What must hold whenever a transaction has committed.
-fn check(removed: &[OutboxEntry], committed: &Committed, broker: &Broker) -> Vec<String> {
-    let mut complaints = Vec::new();
-    let mut effects = BTreeMap::<&str, usize>::new();
-    for effect in &committed.effects {
-        *effects.entry(effect.as_str()).or_default() += 1;
-    }
-    for (effect, times) in &effects {
-        if *times > 1 {
-            complaints.push(format!("{effect} was applied {times} times"));
-        }
-    }
-    let mut waits = BTreeSet::new();
-    for entry in committed.waiting.values() {
-        if let Some(key) = &entry.row.key {
-            waits.insert((key.clone(), entry.row.status == Status::Parked));
-        }
-        if entry.row.attempts > MAX_ATTEMPTS + 1 {
-            complaints.push(format!("{} attempts", entry.row.attempts));
-        }
-    }
-    let applied = committed.effects.iter().map(|effect| key_of_body(effect));
-    let applied = applied.collect::<BTreeSet<_>>();
-    for ((_, key), entry) in &committed.ledger {
-        let name = String::from_utf8_lossy(key);
-        let is_applied = applied.contains(&*name);
-        if is_applied != (entry.fate == Fate::Committed) {
-            complaints.push(format!(
-                "{name} is {:?}, and its effect is {}there",
-                entry.fate,
-                if is_applied { "" } else { "not " }
-            ));
-        }
-        let row = match entry.fate {
-            Fate::Waiting => Some((key.clone(), false)),
-            Fate::Parked => Some((key.clone(), true)),
-            _ => None,
-        };
-        match row {
-            Some(row) if !waits.remove(&row) => {
-                complaints.push(format!("{name} is {:?}, and has no such row", entry.fate));
-            }
-            _ => {}
-        }
-    }
-    for (key, _) in waits {
-        let name = String::from_utf8_lossy(&key);
-        complaints.push(format!("{name} waits, and the ledger knows nothing of it"));
-    }
-    for name in &applied {
-        if !committed
-            .ledger
-            .contains_key(&(1, name.clone().into_bytes()))
-        {
-            complaints.push(format!("{name} has an effect and no fate"));
-        }
-        let leaves = committed
-            .outbox
-            .values()
-            .any(|entry| key_of_bytes(&entry.row.message.body) == *name);
-        let has_left = || {
-            let queue = broker.queue();
-            queue
-                .arrived
-                .iter()
-                .any(|(_, body)| key_of_bytes(body) == *name)
-        };
-        if !leaves && !has_left() {
-            complaints.push(format!("the message of {name} is nowhere"));
-        }
-    }
-    for entry in removed {
-        let id = id_of(&entry.row.message);
-        if !broker.has(&id) {
-            complaints.push(format!("row {id} has left the outbox and never arrived"));
-        }
-    }
-    complaints
-}
-
-/// A body is four letters and the key.
-fn key_of_body(body: &str) -> String {
-    body.get(4..).unwrap_or_default().to_owned()
-}
-
-fn key_of_bytes(body: &[u8]) -> String {
-    key_of_body(&String::from_utf8_lossy(body))
+/// The hosts and the people of a schedule.
+struct Run {
+    world: Arc<World>,
+    config: Arc<Config>,
+    random: fastrand::Rng,
+    hosts: Vec<Option<SimulatedHost>>,
+    operations: Arc<Operations>,
+    /// What operators are at.
+    operators: JoinSet<()>,
+    tally: Tally,
 }
 
 /// Runs the schedule of a seed. The error lists what did not hold.
-pub async fn run(
-    seed: u64,
-    settings: &config::Consumer,
-    sabotage: Sabotage,
-) -> Result<Tally, String> {
+pub async fn run(seed: u64, sabotage: Sabotage) -> Result<Tally, String> {
     let mut random = fastrand::Rng::with_seed(seed);
     // What the code under test draws by itself, such as jitter.
     fastrand::seed(seed);
+    let scenario = Scenario::drawn(&mut random);
     // Some schedules are all crashes, others all lost connections.
     let per_mille = [0, 2, 10, 30][random.usize(0..4)];
-    let world = World::new(seed, per_mille, sabotage);
-    let mut tally = Tally::default();
-    let mut hosts = (0..1 + random.i32(0..2))
-        .map(|_| Some(SimulatedHost::start(&world, settings, random.i32(1..))))
-        .collect::<Vec<_>>();
+    let world = World::new(seed, per_mille, scenario, sabotage);
+    let config = Arc::new(scenario.config());
+    let store = Arc::new(ModelStore::new(Arc::clone(&world.database)));
+    let operations = Operations::new(Arc::clone(&config), store, Vec::new());
+    let mut run = Run {
+        world,
+        config,
+        hosts: Vec::new(),
+        operations: Arc::new(operations),
+        operators: JoinSet::new(),
+        tally: Tally::default(),
+        random,
+    };
+    let played = run.play(&scenario).await;
+    played.map_err(|found| {
+        format!("{found}\nin {scenario:?}, {per_mille} of 1000 round trips fail")
+    })?;
+    Ok(run.tally)
+}
 
-    let bodies = bodies(&mut random);
-    let mut events = Vec::new();
-    for body in &bodies {
-        for _ in 0..1 + random.usize(0..8) / 5 {
-            events.push((random.u64(0..3_000), Event::Publish(body.clone())));
+impl Run {
+    async fn play(&mut self, scenario: &Scenario) -> Result<(), String> {
+        for _ in 0..self.random.usize(1..=2) {
+            let host = self.host();
+            self.hosts.push(Some(host));
         }
+        let letters = letters(&mut self.random, scenario);
+        let events = events(&mut self.random, scenario, &letters, self.hosts.len());
+        let mut now = 0;
+        for (at, event) in events {
+            tokio::time::sleep(Duration::from_millis(at - now)).await;
+            now = at;
+            self.happens(event).await;
+            stop_at_complaints(&self.world)?;
+        }
+        self.rest(scenario).await?;
+        for host in std::mem::take(&mut self.hosts).into_iter().flatten() {
+            host.kill().await;
+        }
+        finally(&self.world, scenario, &letters, &mut self.tally);
+        stop_at_complaints(&self.world)
     }
-    tally.messages = events.len() as u64;
-    for _ in 0..random.usize(0..7) {
-        let at = random.u64(0..4_000);
-        events.push((
-            at,
-            match random.u32(0..10) {
-                0..6 => Event::Crash(random.usize(0..hosts.len())),
-                6..9 => Event::Cut,
-                _ => Event::Outage(Duration::from_millis(random.u64(10..3_000))),
-            },
-        ));
-    }
-    events.sort_by_key(|(at, _)| *at);
 
-    let mut now = 0;
-    for (at, event) in events {
-        tokio::time::sleep(Duration::from_millis(at - now)).await;
-        now = at;
+    /// A host that starts again is another one to the store, and its clock is years ahead or behind.
+    fn host(&mut self) -> SimulatedHost {
+        const YEARS: i64 = 10 * 365 * 24 * 3_600 * 1_000_000;
+        let clock = self.world.database.now() + self.random.i64(-YEARS..YEARS);
+        let number = self.random.i32(1..);
+        SimulatedHost::start(&self.world, &self.config.consumers[0], number, clock)
+    }
+
+    async fn happens(&mut self, event: Event) {
         match event {
-            Event::Publish(body) => world.broker.publish(message(&body)),
+            Event::Publish(letter) => {
+                self.tally.messages += 1;
+                self.world.publish(&letter);
+            }
             Event::Crash(turn) => {
-                tally.crashes += 1;
-                if let Some(host) = hosts[turn].take() {
+                self.tally.crashes += 1;
+                if let Some(host) = self.hosts[turn].take() {
                     host.kill().await;
                 }
-                tokio::time::sleep(Duration::from_millis(random.u64(0..50))).await;
-                // A host that starts again is another one to the store.
-                hosts[turn] = Some(SimulatedHost::start(&world, settings, random.i32(1..)));
+                let pause = self.random.u64(0..50);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                self.hosts[turn] = Some(self.host());
             }
-            Event::Cut => {
-                tally.cuts += 1;
-                for channel in world.broker.channels() {
-                    world.broker.close_channel(channel);
+            Event::Leave(turn) => {
+                self.tally.leaves += 1;
+                if let Some(host) = self.hosts[turn].take()
+                    && !host.leave().await
+                {
+                    self.tally.crashes += 1;
+                }
+                self.hosts[turn] = Some(self.host());
+            }
+            Event::Cut { all } => {
+                self.tally.cuts += 1;
+                for channel in self.world.broker.channels() {
+                    if all || self.random.bool() {
+                        self.world.broker.close_channel(channel);
+                    }
                 }
             }
             Event::Outage(duration) => {
-                tally.outages += 1;
-                world.faults.database_away(duration);
+                self.tally.outages += 1;
+                self.world.faults.database_away(duration);
+            }
+            Event::Operate { replay, after } => self.operate(replay, after),
+        }
+    }
+
+    /// An operator looks, thinks, and acts: meanwhile everything goes on.
+    fn operate(&mut self, replay: bool, after: Duration) {
+        // Who replays what may have been applied, and forgotten, wants it applied again.
+        let is_known = |row: &WaitingRow| row.code != "too-late";
+        let random = &mut self.random;
+        let ids = self
+            .world
+            .parked(|row| random.bool() && (!replay || is_known(row)));
+        match replay {
+            true => self.tally.replayed += ids.len() as u64,
+            false => self.tally.discarded += ids.len() as u64,
+        }
+        let operations = Arc::clone(&self.operations);
+        self.operators.spawn(async move {
+            tokio::time::sleep(after).await;
+            let request = match replay {
+                true => Request::Replay(ids),
+                false => Request::Discard(ids),
+            };
+            // What was not done stays parked.
+            let _ = operations.execute(request).await;
+        });
+    }
+
+    /// Nothing fails any more, and everything comes to its end.
+    async fn rest(&mut self, scenario: &Scenario) -> Result<(), String> {
+        self.world.faults.end();
+        while self.operators.join_next().await.is_some() {}
+        let mut waited = Duration::ZERO;
+        while !self.world.is_at_rest() {
+            let step = Duration::from_millis(100);
+            tokio::time::sleep(step).await;
+            stop_at_complaints(&self.world)?;
+            waited += step;
+            if scenario.is_strict && waited > OPERATOR_PATIENCE {
+                // What stands before others and is parked waits for a person.
+                let ids = self.world.parked(|row| row.key.is_some());
+                let _ = self.operations.execute(Request::Discard(ids)).await;
+            }
+            if waited > PATIENCE {
+                let unrest = unrest(&self.world);
+                return Err(format!("nothing is at rest after {PATIENCE:?}: {unrest}"));
             }
         }
-        world.note_order();
-        stop_at_complaints(&world)?;
-    }
-    world.faults.end();
-    let mut waited = Duration::ZERO;
-    while !world.is_at_rest() {
-        let step = Duration::from_millis(100);
-        tokio::time::sleep(step).await;
-        world.note_order();
-        stop_at_complaints(&world)?;
-        waited += step;
-        if waited > PATIENCE {
-            return Err(format!(
-                "nothing is at rest after {PATIENCE:?}: {}",
-                unrest(&world)
-            ));
-        }
-    }
-    for host in hosts.into_iter().flatten() {
-        host.kill().await;
-    }
-    finally(&world, &bodies, &mut tally);
-    stop_at_complaints(&world)?;
-    Ok(tally)
-}
-
-enum Event {
-    Publish(String),
-    /// SIGKILL for a host, and a new one in its place.
-    Crash(usize),
-    /// Every channel of the broker is closed.
-    Cut,
-    /// The database is away for a while.
-    Outage(Duration),
-}
-
-/// Messages of every kind; the key is at the end.
-fn bodies(random: &mut fastrand::Rng) -> Vec<String> {
-    (0..6 + random.usize(0..16))
-        .map(|number| {
-            let kind = match random.u32(0..10) {
-                0..6 => "o0".to_owned(),
-                6..9 => format!("f{}", random.u32(1..6)),
-                _ => "x0".to_owned(),
-            };
-            let how = ["e", "d"][random.usize(0..2)];
-            let order = ["-", "-", "a", "b"][random.usize(0..4)];
-            format!("{kind}{how}{order}key-{number}")
-        })
-        .collect()
-}
-
-fn message(body: &str) -> Message {
-    Message {
-        exchange: String::new(),
-        routing_key: "in".into(),
-        properties: BasicProperties::default().with_message_id(key_of_body(body).into()),
-        body: Bytes::copy_from_slice(body.as_bytes()),
+        Ok(())
     }
 }
 
 fn stop_at_complaints(world: &World) -> Result<(), String> {
-    let complaints = world.complaints();
+    let complaints = locked(&world.complaints);
     if complaints.is_empty() {
         return Ok(());
     }
@@ -398,50 +332,59 @@ fn unrest(world: &World) -> String {
 }
 
 /// What must hold when all is done: each message has its fate, each effect its one outgoing message.
-fn finally(world: &World, bodies: &[String], tally: &mut Tally) {
+fn finally(world: &World, scenario: &Scenario, letters: &[Letter], tally: &mut Tally) {
     let state = world.database.state();
-    let queue = world.broker.queue();
-    tally.copies = queue.copies;
-    let mut sent = BTreeMap::<String, usize>::new();
-    for (_, body) in &queue.arrived {
-        *sent.entry(key_of_bytes(body)).or_default() += 1;
+    let witness = locked(&world.witness);
+    let sent = sent(&world.broker);
+    {
+        let queue = world.broker.queue();
+        tally.copies = queue.copies;
+        let answers = queue.arrived.iter();
+        let answers = answers.filter(|message| message.routing_key.starts_with("asker"));
+        tally.answers = answers.count() as u64;
     }
-    for body in bodies {
-        let key = key_of_body(body);
+    tally.held = witness.held.len() as u64;
+    tally.raced = witness.raced;
+    tally.duplicates = witness.parked.len() as u64;
+    let applied = state.committed.effects.iter().collect::<BTreeSet<_>>();
+    for letter in letters {
+        let (body, key) = (&letter.body, letter.key());
         let place = (1, key.clone().into_bytes());
-        let Some(entry) = state.committed.ledger.get(&place) else {
-            world.complain(format!("{body} is lost"));
-            continue;
-        };
+        let is_applied = applied.contains(body);
+        let fate = state.committed.ledger.get(&place).map(|entry| entry.fate);
         let row = state
             .committed
             .waiting
             .values()
             .find(|waiting| waiting.row.key.as_deref() == Some(key.as_bytes()));
         let code = row.map_or("", |waiting| waiting.row.code.as_str());
-        let may_end = match (body.chars().next(), entry.fate) {
-            (Some('x'), Fate::Parked) => code == "rejected",
-            (_, Fate::Committed) => !body.starts_with('x'),
+        tally.forgotten += u64::from(witness.was_forgotten(&key));
+        let may_end = match (body.chars().next(), fate) {
+            (Some('x'), _) if is_applied => false,
+            // Applied, and maybe forgotten since.
+            _ if is_applied => fate == Some(Fate::Committed) || witness.was_forgotten(&key),
+            (_, None) => witness.was_forgotten(&key) && witness.was_discarded(&key),
+            (_, Some(Fate::Discarded)) => scenario.is_operated || scenario.is_strict,
+            (_, Some(Fate::Parked)) if code == "too-late" => scenario.forgets,
+            (Some('x'), Some(Fate::Parked)) => code == "rejected",
             // What meets lost connections again and again, alone, is taken for their cause.
-            (Some('f'), Fate::Parked) => {
+            (Some('f'), Some(Fate::Parked)) => {
                 ["retry", "crash-loop", "poison", "conflict"].contains(&code)
             }
             // A good message is parked only if its host went down each time it ran.
-            (_, Fate::Parked) => code == "crash-loop" && tally.crashes > MAX_ATTEMPTS as u64,
+            (_, Some(Fate::Parked)) => code == "crash-loop" && tally.crashes > MAX_ATTEMPTS as u64,
             _ => false,
         };
         if !may_end {
-            world.complain(format!("{body} ended {:?} {code}", entry.fate));
+            world.complain(format!("{body} ended {fate:?} {code}"));
         }
-        let expected = usize::from(entry.fate == Fate::Committed);
         let times = sent.get(&key).copied().unwrap_or(0);
-        if times != expected {
+        if times != usize::from(is_applied) {
             world.complain(format!(
-                "{body} is {:?}, and {times} different messages were sent for it",
-                entry.fate
+                "{body} is {fate:?}, and {times} different messages were sent for it"
             ));
         }
-        tally.commits += expected as u64;
-        tally.parked += 1 - expected as u64;
+        tally.commits += u64::from(is_applied);
+        tally.parked += u64::from(fate == Some(Fate::Parked));
     }
 }

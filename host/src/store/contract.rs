@@ -210,8 +210,8 @@ macro_rules! on_a_server {
 }
 use on_a_server;
 
-/// Declares those tests of a file that hold for the simulation's database too. It knows no SQL, no sweep and
-/// no operators.
+/// Declares those tests of a file that hold for the simulation's database too. It knows no SQL, and of operators
+/// only that they replay and discard.
 macro_rules! in_memory {
     ($($name:ident)*) => {
         mod in_memory {

@@ -46,6 +46,7 @@ in_memory! {
     starts_are_counted_and_taken_back
     a_start_leaves_every_other_fate_alone
     a_started_key_is_taken_and_committed
+    answers_are_kept_under_claimed_keys_only
 }
 
 pub(super) async fn fates(

@@ -2,10 +2,20 @@
 
 use std::time::Duration;
 
-use super::{Fixture, in_every_dialect, waiting};
+use super::{Fixture, in_every_dialect, in_memory, waiting};
 use crate::store::{ConsumerId, Session, Status, WaitingFilter, WaitingRow};
 
 in_every_dialect! {
+    a_line_is_counted_and_rows_without_a_key_are_in_none
+    rows_stand_in_the_order_in_which_they_came
+    only_the_first_of_a_line_is_due
+    the_first_of_a_line_is_released_and_no_other
+    a_discarded_row_releases_what_it_held_back
+    nobody_joins_a_line_while_its_first_row_is_being_settled
+    the_longest_line_is_known
+}
+
+in_memory! {
     a_line_is_counted_and_rows_without_a_key_are_in_none
     rows_stand_in_the_order_in_which_they_came
     only_the_first_of_a_line_is_due

@@ -3,10 +3,18 @@
 use std::time::Duration;
 
 use super::ledger::fates;
-use super::{Fixture, HOUR, claim, in_every_dialect, rule};
+use super::{Fixture, HOUR, claim, in_every_dialect, in_memory, rule};
 use crate::store::{Claim, ClaimRule, ConsumerId, Fate, Session, Settlement};
 
 in_every_dialect! {
+    the_sweep_goes_page_by_page
+    the_sweep_forgets_what_has_expired_and_nothing_else
+    the_horizon_comes_with_the_end_of_a_transaction
+    a_longer_retention_keeps_what_was_claimed_under_a_shorter_one
+    a_shorter_retention_does_not_hide_what_was_forgotten
+}
+
+in_memory! {
     the_sweep_goes_page_by_page
     the_sweep_forgets_what_has_expired_and_nothing_else
     the_horizon_comes_with_the_end_of_a_transaction

@@ -24,7 +24,17 @@ in_every_dialect! {
 }
 
 in_memory! {
+    a_message_waits_whole_and_leaves_as_it_came
+    the_same_content_without_a_key_is_parked_once
+    one_batch_may_park_the_same_content_twice
+    due_rows_come_oldest_first_and_others_do_not_come
+    a_row_that_runs_is_not_run_by_another_host
     starts_of_a_row_are_counted_until_it_fails_again
+    a_replayed_row_runs_again_from_the_first_attempt
+    a_discarded_row_is_gone_and_its_key_is_not
+    only_parked_rows_are_replayed_or_discarded
+    an_operator_finds_rows_by_what_is_known_of_them
+    rows_are_counted_by_status_and_code
 }
 
 fn filter() -> WaitingFilter {
