@@ -86,10 +86,10 @@ pub async fn keep_the_order_of_a_key_when_one_dies_before_it_publishes(place: &P
     second.stop().await
 }
 
-/// An idle transaction lives as long as a statement and twelve messages may take: here some seconds.
-fn impatient(scene: &Scene) -> anyhow::Result<Consumer> {
-    let limits = r#"{ wall = "500ms" }"#;
-    Ok(scene.probe()?.set("lanes", "1").set("limits", limits))
+/// An idle transaction lives as long as a statement and twelve messages may take.
+fn impatient(scene: &Scene, wall: &str) -> anyhow::Result<Consumer> {
+    let limits = format!("{{ wall = \"{wall}\" }}");
+    Ok(scene.probe()?.set("lanes", "1").set("limits", &limits))
 }
 
 fn impatient_store(config: Config) -> Config {
@@ -103,7 +103,8 @@ fn impatient_store(config: Config) -> Config {
 pub async fn do_not_wait_for_one_that_hangs(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
     let config = |label: &str| {
-        let consumer = impatient(&scene)?.set("prefetch", "8");
+        // Twenty seconds: by then the others are long done.
+        let consumer = impatient(&scene, "1500ms")?.set("prefetch", "8");
         Ok::<_, anyhow::Error>(impatient_store(scene.config(label, consumer)))
     };
     let hanging = Host::launch_armed(place, &config("hanging")?, Some("after-claim=stop"))?;
@@ -145,7 +146,7 @@ pub async fn do_not_wait_for_one_that_is_cut_off(place: &Place) -> Checked {
     let to_broker = Proxy::to(servers::rabbit().await?.address()).await?;
     let config = |label: &str, store: &str, broker: &str| {
         let config = Config::new(label, store, broker).broker_line("heartbeat = \"1s\"");
-        Ok::<_, anyhow::Error>(impatient_store(config).consumer(impatient(&scene)?))
+        Ok::<_, anyhow::Error>(impatient_store(config).consumer(impatient(&scene, "500ms")?))
     };
     let through = scene.store.url_through(to_database.address());
     let broker = scene.broker.url_through(to_broker.address());
