@@ -291,7 +291,7 @@ impl Relay {
         if !self.recover.is_empty() {
             return Duration::ZERO;
         }
-        let mut wait = match self.queue.holds_more_than(self.sent.len()) {
+        let mut wait = match self.queue.len() > self.sent.len() {
             true => BLOCKED_PAUSE,
             false => self.next_poll.saturating_duration_since(now),
         };

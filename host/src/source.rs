@@ -18,7 +18,10 @@ use crate::lane::{Lanes, Work};
 
 /// How long lanes may take to finish what they have begun before a source gives its messages back without
 /// their acknowledgements. What they commit later is recognised when it is delivered again.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a window with a hole is looked at, and how long deliveries have been held.
+pub(crate) const WINDOW_TICK: Duration = Duration::from_millis(250);
 
 /// What every source works with.
 #[derive(Clone)]

@@ -147,33 +147,24 @@ async fn commits_wait_no_more(store: &Store) -> Checked {
 
 /// Waits until a process of the server waits for the standby, and says which.
 async fn until_one_waits(store: &Store) -> anyhow::Result<i64> {
-    let waiting =
-        "SELECT coalesce(max(pid), 0)::bigint FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    wait::until(
-        "a commit to wait for the standby",
-        wait::PATIENCE,
-        async || {
-            let process = store.number(waiting).await?;
-            Ok((process != 0).then_some(process))
-        },
-    )
-    .await
+    until_waiting(store, "a commit to wait for the standby", "true").await
 }
 
-/// Waits until a lane waits for the standby on another process of the server than this one, and says which.
+/// The same for a lane, on another process than this one.
 async fn until_a_lane_waits(store: &Store, but: i64) -> anyhow::Result<i64> {
+    let lane = format!("pid <> {but} AND application_name LIKE 'hapax probe%'");
+    until_waiting(store, "a lane to wait for the standby", &lane).await
+}
+
+async fn until_waiting(store: &Store, what: &str, which: &str) -> anyhow::Result<i64> {
     let waiting = format!(
         "SELECT coalesce(max(pid), 0)::bigint FROM pg_stat_activity \
-         WHERE wait_event = 'SyncRep' AND pid <> {but} AND application_name LIKE 'hapax probe%'"
+         WHERE wait_event = 'SyncRep' AND {which}"
     );
-    wait::until(
-        "a lane to wait for the standby",
-        wait::PATIENCE,
-        async || {
-            let process = store.number(&waiting).await?;
-            Ok((process != 0).then_some(process))
-        },
-    )
+    wait::until(what, wait::PATIENCE, async || {
+        let process = store.number(&waiting).await?;
+        Ok((process != 0).then_some(process))
+    })
     .await
 }
 

@@ -133,7 +133,7 @@ pub async fn on_two_hosts_losing_the_database_of_one_is_no_attempt(place: &Place
 
     let second = Host::start(place, &second).await?;
     scene.publish(&vec![copy; TIMES - 1]).await?;
-    until_claim_is_met(&second).await?;
+    scene::until_claim_is_met(&second).await?;
     assert_eq!(second.metric("hapax_committed_total").await?, 0);
     proxy.refuse(true);
     second.until_metric("hapax_committed_total", 1).await?;
@@ -169,7 +169,7 @@ pub async fn on_two_hosts_losing_the_database_in_a_retry_is_no_attempt(place: &P
 
     let second = Host::start(place, &second).await?;
     scene.publish(&vec![copy; TIMES - 1]).await?;
-    until_claim_is_met(&second).await?;
+    scene::until_claim_is_met(&second).await?;
     assert_eq!(scene.store.waiting_keys().await?, ["k retry retry"]);
     proxy.refuse(true);
     second.until_metric("hapax_committed_total", 1).await?;
@@ -202,15 +202,6 @@ async fn one_behind_a_proxy(
         config("second", &scene.store.url),
     ];
     Ok((proxy, configs))
-}
-
-/// Waits until the host has come upon the claim of another.
-async fn until_claim_is_met(host: &Host) -> Checked {
-    wait::until("the claim to be met", wait::PATIENCE, async || {
-        let busy = host.metric_where("hapax_setbacks_total", &[("code", "busy")]);
-        Ok((busy.await? > 0).then_some(()))
-    })
-    .await
 }
 
 /// So that nobody has to wait for an hour to pass.

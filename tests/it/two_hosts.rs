@@ -116,11 +116,7 @@ pub async fn do_not_wait_for_one_that_hangs(place: &Place) -> Checked {
     messages.extend((0..40).map(|number| scene::ordinary(&format!("{number:02}"))));
     scene.publish(&messages).await?;
     host.until_metric("hapax_committed_total", 30).await?;
-    wait::until("the held key to be met", wait::PATIENCE, async || {
-        let busy = host.metric_where("hapax_setbacks_total", &[("code", "busy")]);
-        Ok((busy.await? > 0).then_some(()))
-    })
-    .await?;
+    scene::until_claim_is_met(&host).await?;
     let key = "SELECT count(*) FROM hapax_ledger WHERE key = convert_to('k', 'UTF8')";
     assert_eq!(scene.store.number(key).await?, 0);
     wait::until(

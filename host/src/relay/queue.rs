@@ -172,11 +172,6 @@ impl Queue {
         self.known.len()
     }
 
-    /// Whether rows are here beside so many that are only to be removed.
-    pub fn holds_more_than(&self, sent: usize) -> bool {
-        self.known.len() > sent
-    }
-
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()
     }

@@ -27,9 +27,6 @@ use super::world::World;
 
 pub const LANES: usize = 2;
 
-/// As in the configuration of a host that says nothing of it.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// A running host. Dropping it is a SIGKILL: every task ends where it is, and nobody says goodbye.
 pub struct SimulatedHost {
     tasks: JoinSet<()>,
@@ -107,9 +104,9 @@ impl SimulatedHost {
     }
 
     /// SIGTERM: it finishes what it has begun. False when it could not, and was killed.
-    pub async fn leave(mut self) -> bool {
+    pub async fn leave(mut self, shutdown_timeout: Duration) -> bool {
         self.stop.cancel();
-        let drained = tokio::time::timeout(SHUTDOWN_TIMEOUT, async {
+        let drained = tokio::time::timeout(shutdown_timeout, async {
             while self.tasks.join_next().await.is_some() {}
             self.drain_relay.cancel();
             while self.relay.join_next().await.is_some() {}

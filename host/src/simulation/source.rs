@@ -12,14 +12,12 @@ use tokio_util::sync::CancellationToken;
 use crate::ack::{AckQueue, Frame, Window};
 use crate::consumer::Consumer;
 use crate::lane::{Lanes, Origin, Work};
+use crate::source::{LEAVE_PATIENCE, WINDOW_TICK};
 
 use super::faults::Sabotage;
 use super::world::World;
 
 const PREFETCH: u16 = 12;
-
-/// How long lanes may take to finish what they have begun before their messages are given back.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 
 pub async fn run(
     world: Arc<World>,
@@ -118,7 +116,7 @@ impl Subscription<'_> {
                 }
                 () = more => {}
                 () = self.stop.cancelled() => {}
-                () = tokio::time::sleep(Duration::from_millis(250)) => {}
+                () = tokio::time::sleep(WINDOW_TICK) => {}
             }
             let now = self.opened.0 + self.opened.1.elapsed();
             let frames = self.window.frames(now);

@@ -238,7 +238,7 @@ impl Run {
             Event::Leave(turn) => {
                 self.tally.leaves += 1;
                 if let Some(host) = self.hosts[turn].take()
-                    && !host.leave().await
+                    && !host.leave(self.config.host.shutdown_timeout).await
                 {
                     self.tally.crashes += 1;
                 }

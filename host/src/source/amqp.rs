@@ -26,14 +26,11 @@ use crate::failpoint::{self, Point};
 use crate::lane::{Origin, Work};
 use crate::message::Message;
 
-use super::{Feed, LEAVE_PATIENCE};
+use super::{Feed, LEAVE_PATIENCE, WINDOW_TICK};
 use acker::Acker;
 use queue::{refusal, short};
 
 pub use queue::{Arguments, QueueError, prepare};
-
-/// How often a window with a hole is looked at, and how long deliveries have been held.
-const WINDOW_TICK: Duration = Duration::from_millis(250);
 
 /// Deliveries that are taken at once when they are there.
 const TAKE: usize = 64;

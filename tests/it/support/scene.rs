@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::Checked;
+
 use super::broker::{Message, Received, VirtualHost};
 use super::host::{Config, Consumer, Host};
 use super::place::Place;
@@ -109,6 +111,15 @@ impl Scene {
     pub async fn sent(&self) -> anyhow::Result<Vec<String>> {
         sent(&self.broker.drain(OUT).await?)
     }
+}
+
+/// Waits until the host has come upon the claim of another.
+pub async fn until_claim_is_met(host: &Host) -> Checked {
+    wait::until("the claim to be met", wait::PATIENCE, async || {
+        let busy = host.metric_where("hapax_setbacks_total", &[("code", "busy")]);
+        Ok((busy.await? > 0).then_some(()))
+    })
+    .await
 }
 
 /// Waits until every message of the queue was delivered and has its verdict, nothing waits for a

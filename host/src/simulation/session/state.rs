@@ -2,7 +2,7 @@
 
 use crate::store::{ConsumerId, Expect, StoreError};
 
-use super::super::database::{Row, place, seen};
+use super::super::database::{Place, Row, place, seen};
 use super::{ModelSession, over};
 
 impl ModelSession {
@@ -12,13 +12,9 @@ impl ModelSession {
         key: &str,
     ) -> Result<Option<(Vec<u8>, u64)>, StoreError> {
         let own = self.statement().await?;
-        let row = place(consumer, key.as_bytes());
-        self.lock(&Row::State(row.clone()), own).await?;
-        let found = {
-            let state = self.database.state();
-            let changes = &self.transaction.as_ref().ok_or_else(over)?.changes.state;
-            seen(changes, &state.committed.state, &row).cloned()
-        };
+        let found = self
+            .locked_state(&place(consumer, key.as_bytes()), own)
+            .await?;
         self.end(own);
         Ok(found)
     }
@@ -32,12 +28,7 @@ impl ModelSession {
     ) -> Result<bool, StoreError> {
         let own = self.statement().await?;
         let row = place(consumer, key.as_bytes());
-        self.lock(&Row::State(row.clone()), own).await?;
-        let found = {
-            let state = self.database.state();
-            let changes = &self.transaction.as_ref().ok_or_else(over)?.changes.state;
-            seen(changes, &state.committed.state, &row).cloned()
-        };
+        let found = self.locked_state(&row, own).await?;
         let version = found.map(|(_, version)| version);
         let expected = match expect {
             Expect::Anything => true,
@@ -51,5 +42,17 @@ impl ModelSession {
         }
         self.end(own);
         Ok(expected)
+    }
+
+    /// The value of a row, which nobody else changes from now on.
+    async fn locked_state(
+        &mut self,
+        row: &Place,
+        own: bool,
+    ) -> Result<Option<(Vec<u8>, u64)>, StoreError> {
+        self.lock(&Row::State(row.clone()), own).await?;
+        let state = self.database.state();
+        let changes = &self.transaction.as_ref().ok_or_else(over)?.changes.state;
+        Ok(seen(changes, &state.committed.state, row).cloned())
     }
 }
