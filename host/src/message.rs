@@ -90,7 +90,7 @@ impl Message {
 
 /// Properties in their wire encoding: two bytes of flags and the values that are set.
 pub fn encode_properties(properties: &BasicProperties) -> Vec<u8> {
-    cookie_factory::gen_simple(gen_properties(properties), Vec::new())
+    cookie_factory::gen_simple(gen_properties(properties), Vec::with_capacity(128))
         .expect("writing to a vector cannot fail")
 }
 
