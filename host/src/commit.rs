@@ -19,7 +19,7 @@ use tokio::time::Instant as Clock;
 
 use crate::consumer::Consumer;
 use crate::effects::outbox::StoredReply;
-use crate::effects::{Isolation, Transaction, flush_failure};
+use crate::effects::{Discarded, Isolation, Transaction, flush_failure};
 use crate::failpoint::{self, Point};
 use crate::failure::{Class, Failure};
 use crate::key::Identity;
@@ -28,7 +28,7 @@ use crate::sandbox::{Attempt, Plugin, Verdict as Ran};
 use crate::store::{Fate, OutboxRecord, Session, Settlement, Status, StoreError};
 
 use claim::ClaimError;
-use setback::{claim_setback, expect_all, host_error, no_session, spoiled_setback};
+use setback::{claim_setback, expect_all, host_error, misjudged, no_session, spoiled_setback};
 use verdicts::Writes;
 
 pub use setback::Setback;
@@ -190,7 +190,8 @@ impl Pass<'_> {
 
         failpoint::pass(Point::AfterClaim);
         let traits = self.consumer.store.traits();
-        let mut transaction = Transaction::new(session, traits, self.consumer.id, self.isolation);
+        let id = self.consumer.id;
+        let mut transaction = Transaction::new(session, traits, id, self.isolation, alone);
         let mut results = Vec::with_capacity(items.len());
         let began = Clock::now();
         let mut plans = std::mem::take(&mut claimed.plans).into_iter();
@@ -229,9 +230,13 @@ impl Pass<'_> {
         let flushed = transaction.flush().await;
         failpoint::pass_if(Point::AfterEffects, flushed.is_ok());
         let outgoing = transaction.take_outgoing();
+        let speculated = transaction.has_speculated();
         let session = slot.insert(transaction.session);
         if let Err(error) = flushed {
-            return Err(self.refused_setback(error, items));
+            return Err(match misjudged(&error, speculated) {
+                true => Setback::Isolate,
+                false => self.refused_setback(error, items),
+            });
         }
         if !left_keys.is_empty() {
             claimed.keys.retain(|key| !left_keys.contains(key));
@@ -307,7 +312,12 @@ impl Pass<'_> {
                 return self.keep(kept, run.effects).await;
             }
             (Ran::Spoiled(error), kept) => {
-                return (kept, Err(spoiled_setback(error, self.isolation, alone)));
+                let speculated = kept.as_ref().is_some_and(Transaction::has_speculated);
+                let setback = match misjudged(&error, speculated) {
+                    true => Setback::Isolate,
+                    false => spoiled_setback(error, self.isolation, alone),
+                };
+                return (kept, Err(setback));
             }
             (Ran::Failed(failure), Some(kept)) => {
                 transaction = kept;
@@ -325,14 +335,15 @@ impl Pass<'_> {
             }
         };
         match transaction.discard().await {
-            Ok(true) => {
+            Ok(Discarded::Undone) => {
                 let attempts = attempts + 1;
                 (Some(transaction), Ok(Plan::Fail { failure, attempts }))
             }
-            Ok(false) => {
+            Ok(Discarded::Entangled) => {
                 item.preset = Some(failure);
                 (Some(transaction), Err(Setback::Isolate))
             }
+            Ok(Discarded::Unproven) => (Some(transaction), Err(Setback::Isolate)),
             // What failed has ended the whole transaction (SQLite does so after an interrupt).
             Err(StoreError::TransactionLost(_)) => {
                 item.preset = Some(failure);

@@ -19,6 +19,7 @@ use crate::store::{
 
 use outbox::StoredReply;
 use sql::Deferred;
+use sql::rules::Statement;
 use state::StateWrite;
 
 /// The savepoint around one message, and the one around one statement of it.
@@ -47,7 +48,8 @@ impl Effects {
 /// How a batch keeps a failing message apart from its neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
-    /// No savepoints: free while all goes well. A failure that has touched the database spoils the batch.
+    /// No savepoints: free while all goes well. A failure that has touched the database spoils the batch. Plain
+    /// inserts of a batch are taken to succeed, and run with their neighbours.
     Optimistic,
     /// A savepoint around each message that touches the database, and around each of its statements
     /// where an error kills the transaction.
@@ -63,6 +65,17 @@ pub enum Fault {
     Spoiled(StoreError),
 }
 
+/// What can be done about a message that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discarded {
+    Undone,
+    /// What it did cannot be undone without what the messages before it did, which is the price of having set no
+    /// savepoint.
+    Entangled,
+    /// It was given answers that nobody has asked the database for: with the right ones it may not fail.
+    Unproven,
+}
+
 /// The transaction of one batch, as the running message sees it.
 pub struct Transaction {
     pub session: Box<dyn Session>,
@@ -73,6 +86,12 @@ pub struct Transaction {
     earlier: Effects,
     /// Messages for the outbox, of this batch so far. They are written with the commit.
     outgoing: Vec<Arc<OutboxRow>>,
+    /// Plain inserts are answered before they run.
+    speculates: bool,
+    /// One of this transaction was.
+    speculated: bool,
+    /// Those of the running message that have not run yet, in order.
+    answered: Vec<Deferred>,
     /// The running message has used the connection.
     touched: bool,
     /// The running message has run a statement since its savepoint was set.
@@ -83,12 +102,14 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// Wraps a session whose transaction has begun and whose claims are made.
+    /// Wraps a session whose transaction has begun and whose claims are made. A message that is `alone` has no
+    /// neighbours to share a statement with.
     pub fn new(
         session: Box<dyn Session>,
         traits: Traits,
         consumer: ConsumerId,
         isolation: Isolation,
+        alone: bool,
     ) -> Self {
         Self {
             session,
@@ -97,6 +118,9 @@ impl Transaction {
             isolation,
             earlier: Effects::default(),
             outgoing: Vec::new(),
+            speculates: isolation == Isolation::Optimistic && !alone,
+            speculated: false,
+            answered: Vec::new(),
             touched: false,
             wrote: false,
             savepoints: 0,
@@ -117,6 +141,12 @@ impl Transaction {
                 constraint.message
             )))),
         }
+    }
+
+    /// Whether a guest was told what a statement touches before the statement ran: what is refused then may have
+    /// been for that guest to hear.
+    pub fn has_speculated(&self) -> bool {
+        self.speculated
     }
 
     /// Whether it has set as many savepoints as one transaction should.
@@ -140,15 +170,42 @@ impl Transaction {
         self.after_statement(answer).await
     }
 
-    /// Runs a statement of the guest and returns how many rows it touched.
+    /// Runs a statement of the guest, or will have run it when anything can tell, and returns how many rows it
+    /// touched.
     pub async fn execute(
         &mut self,
-        statement: &str,
-        parameters: &[Value],
+        statement: Arc<Statement>,
+        parameters: Vec<Value>,
     ) -> Result<Result<u64, Constraint>, Fault> {
+        if self.can_wait(&statement).await? {
+            self.speculated = true;
+            self.answered.push(Deferred {
+                statement,
+                parameters,
+                answered: true,
+            });
+            return Ok(Ok(1));
+        }
         self.before_statement().await?;
-        let answer = self.session.execute(statement, parameters).await;
+        let answer = self.session.execute(&statement.text, &parameters).await;
         self.after_statement(answer).await
+    }
+
+    /// Whether a statement may be answered before it runs.
+    async fn can_wait(&mut self, statement: &Statement) -> Result<bool, Fault> {
+        let Some(table) = sql::target(statement).filter(|_| self.speculates) else {
+            return Ok(false);
+        };
+        if let Some(plain) = statement.plainness.known() {
+            return Ok(plain);
+        }
+        self.before_statement().await?;
+        let answer = self.session.is_plain(table.schema.as_deref(), &table.name);
+        let answer = answer.await;
+        // Whatever the question was refused for, the statement itself says it better.
+        let plain = self.after_statement(answer).await?.unwrap_or(false);
+        statement.plainness.note(plain);
+        Ok(plain)
     }
 
     /// Reads a state key as the transaction sees it, the writes of earlier messages included.
@@ -174,25 +231,29 @@ impl Transaction {
             self.session.release(MESSAGE).await?;
         }
         self.outgoing.append(&mut effects.outbox);
+        self.earlier.deferred.append(&mut self.answered);
         self.earlier.append(effects);
         self.touched = false;
         self.wrote = false;
         Ok(())
     }
 
-    /// The running message failed: what it did is undone. False when that cannot be done without the
-    /// messages before it, which is the price of having set no savepoint.
-    pub async fn discard(&mut self) -> Result<bool, StoreError> {
+    /// The running message failed: what it did is undone, where that can be.
+    pub async fn discard(&mut self) -> Result<Discarded, StoreError> {
+        let answered = std::mem::take(&mut self.answered);
         let touched = std::mem::take(&mut self.touched);
         self.wrote = false;
+        if !answered.is_empty() {
+            return Ok(Discarded::Unproven);
+        }
         if !touched {
-            return Ok(true);
+            return Ok(Discarded::Undone);
         }
         if self.isolation == Isolation::Optimistic {
-            return Ok(false);
+            return Ok(Discarded::Entangled);
         }
         self.session.rollback_to(MESSAGE).await?;
-        Ok(true)
+        Ok(Discarded::Undone)
     }
 
     /// Writes what the messages so far have collected, in few statements and in their order.
@@ -208,7 +269,8 @@ impl Transaction {
     }
 
     /// Everything that must stand before a guest's statement: the effects of earlier messages, written
-    /// outside of this message's savepoint, because a rollback to it must not take them along.
+    /// outside of this message's savepoint, because a rollback to it must not take them along, and what this
+    /// message takes for done.
     async fn before_statement(&mut self) -> Result<(), Fault> {
         if !self.touched {
             self.flush().await.map_err(Fault::Spoiled)?;
@@ -219,7 +281,10 @@ impl Transaction {
         } else if self.guards_statements() && self.wrote {
             self.savepoint(STATEMENT).await.map_err(Fault::Spoiled)?;
         }
-        Ok(())
+        let answered = std::mem::take(&mut self.answered);
+        sql::write(&mut *self.session, &self.traits, &answered)
+            .await
+            .map_err(Fault::Spoiled)
     }
 
     async fn savepoint(&mut self, name: &'static str) -> Result<(), StoreError> {

@@ -430,10 +430,18 @@ pub trait Session: Send {
     /// Runs one prepared statement and returns the number of rows it touched.
     async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError>;
 
-    /// Runs a plain INSERT once for each row, as one statement. False, and nothing is done, where the dialect
-    /// or the types of this statement have no such form.
-    async fn insert_rows(&mut self, insert: RowsInsert<'_>) -> Result<bool, StoreError> {
+    /// Runs a plain INSERT once for each row, as one statement, and returns the number of rows it touched.
+    /// `None`, and nothing is done, where the dialect or the types of this statement have no such form.
+    async fn insert_rows(&mut self, insert: RowsInsert<'_>) -> Result<Option<u64>, StoreError> {
         let _ = insert;
+        Ok(None)
+    }
+
+    /// Whether plain INSERTs into this table leave the same as one statement as they do one by one: nothing of its
+    /// own looks at the rows, neither a trigger nor a rule, a policy, a function in a default or a check, or a
+    /// reference to itself. False where that is not known.
+    async fn is_plain(&mut self, schema: Option<&str>, table: &str) -> Result<bool, StoreError> {
+        let _ = (schema, table);
         Ok(false)
     }
 

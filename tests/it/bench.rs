@@ -26,7 +26,7 @@ fn measure(place: &Place, arguments: &[&str]) -> anyhow::Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| stderr.into_owned())
 }
 
-const THROUGHPUT: [&str; 10] = [
+const THROUGHPUT: [&str; 11] = [
     "drain",
     "hapax_no_outbox",
     "duplicates",
@@ -35,6 +35,7 @@ const THROUGHPUT: [&str; 10] = [
     "hapax_relay",
     "by_hand",
     "immediate",
+    "round_trip",
     "by_hand_no_outbox",
     "immediate_no_outbox",
 ];
@@ -66,6 +67,7 @@ fn check(report: &Value, expected: &[&str]) -> Checked {
         "hapax_no_outbox/by_hand_no_outbox",
         "duplicates/drain",
         "immediate/by_hand",
+        "round_trip/by_hand",
     ] {
         let value = report["ratios"][ratio].as_f64().unwrap_or_default();
         ensure!(value > 0.0, "{ratio} is {value} in {report}");

@@ -40,6 +40,7 @@ mod reused_key;
 mod server_restarts;
 mod service_manager;
 mod skewed_clocks;
+mod speculation;
 mod sql_differential;
 mod strict_order;
 mod support;
@@ -232,6 +233,15 @@ fn main() -> ExitCode {
         }
         fuzz {
             once: sql_rules, key, headers, config;
+        }
+        speculation {
+            once:
+                of_a_batch_are_one_statement,
+                of_a_table_with_a_trigger_run_one_by_one;
+            each store:
+                that_are_refused_are_heard_by_their_handler,
+                that_were_answered_wrongly_do_not_fail_for_it,
+                are_there_for_a_query_of_their_message;
         }
         random_schedules {
             once:

@@ -136,6 +136,7 @@ impl Actor {
                     self.store.traits(),
                     ConsumerId(1),
                     Isolation::Optimistic,
+                    true,
                 )
             }
         };

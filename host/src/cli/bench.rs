@@ -73,6 +73,12 @@ pub struct BenchArgs {
     #[arg(long, value_name = "URL", requires = "amqp")]
     database: Option<String>,
 
+    /// Lanes of Hapax's consumer on Postgres; the servers are mostly on this machine, too [default: one for each
+    /// processor, 2 at least and 4 at most]
+    #[arg(long, value_name = "N", requires = "database",
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    lanes: Option<u16>,
+
     /// Print the figures as JSON
     #[arg(long)]
     json: bool,
@@ -168,6 +174,7 @@ fn prepare(arguments: &BenchArgs, plugin: PathBuf) -> Bench {
     Bench {
         surroundings: surroundings(arguments),
         plugin,
+        lanes: arguments.lanes.unwrap_or_else(lanes),
         orders: Orders::generate(messages - duplicates, duplicates, seed),
         database: server(arguments.database.as_deref(), 5432),
         broker: server(arguments.amqp.as_deref(), 5672),
@@ -183,7 +190,7 @@ async fn rounds(
     let messages = bench.orders.deliveries.len();
     let rounds = arguments.rounds as usize;
     if !arguments.json {
-        let text = screen::introduction(&bench.surroundings, messages, rounds);
+        let text = screen::introduction(&bench.surroundings, messages, rounds, bench.lanes());
         output::print(&text)?;
     }
     let screen = Screen::new(arguments.json, rounds * scenarios.len());
@@ -204,6 +211,7 @@ async fn rounds(
         messages,
         unique: bench.orders.unique,
         rounds,
+        lanes: bench.lanes(),
         seed: bench.orders.seed,
         ratios: ratios(&measured),
         scenarios: measured
@@ -211,6 +219,11 @@ async fn rounds(
             .map(|(scenario, rounds)| Figures::of(*scenario, rounds))
             .collect(),
     })
+}
+
+fn lanes() -> u16 {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    u16::try_from(processors.clamp(2, 4)).unwrap_or(4)
 }
 
 fn server(url: Option<&str>, default_port: u16) -> Option<Server> {

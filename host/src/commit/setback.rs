@@ -7,7 +7,8 @@ use crate::store::StoreError;
 /// Why a batch did not commit. Its transaction is rolled back, or its session dropped.
 #[derive(Debug)]
 pub enum Setback {
-    /// Something has failed that only savepoints can keep from its neighbours.
+    /// Something has failed that only savepoints can keep from its neighbours, or that a guest should have heard of
+    /// at its call.
     Isolate,
     /// Something has failed that cannot be told apart by message: the batch runs again in parts.
     Split(StoreError),
@@ -53,6 +54,11 @@ pub(super) fn claim_setback(error: StoreError, alone: bool) -> Setback {
         Setback::Split(error @ StoreError::LockTimeout(_)) if alone => Setback::Busy(error),
         setback => setback,
     }
+}
+
+/// Whether a refusal may be one that a guest was told would not come.
+pub(super) fn misjudged(error: &StoreError, speculated: bool) -> bool {
+    speculated && error.class() == Class::Message
 }
 
 pub(super) fn spoiled_setback(error: StoreError, isolation: Isolation, alone: bool) -> Setback {

@@ -5,6 +5,7 @@
 //! other.
 
 pub mod rules;
+mod speculation;
 
 use std::sync::Arc;
 
@@ -12,11 +13,15 @@ use crate::store::{RowsInsert, Session, StoreError, Traits, Value};
 
 use rules::Statement;
 
+pub use speculation::target;
+
 /// A statement that waits for the end of its batch.
 #[derive(Debug, Clone)]
 pub struct Deferred {
     pub statement: Arc<Statement>,
     pub parameters: Vec<Value>,
+    /// The guest has been told that it touched one row.
+    pub answered: bool,
 }
 
 impl Deferred {
@@ -34,24 +39,43 @@ pub async fn write(
     deferred: &[Deferred],
 ) -> Result<(), StoreError> {
     for run in deferred.chunk_by(Deferred::merges_with) {
-        if write_rows(session, run).await? {
-            continue;
-        }
-        let mut rest = run;
-        while let Some(first) = rest.first() {
-            let rows = chunk_rows(&first.statement, rest.len(), traits.max_parameters);
-            let (chunk, later) = rest.split_at(rows);
-            write_chunk(session, chunk).await?;
-            rest = later;
+        let touched = match write_rows(session, run).await? {
+            Some(touched) => touched,
+            None => write_chunks(session, traits, run).await?,
+        };
+        let answered = run.iter().any(|statement| statement.answered);
+        if answered && touched != run.len() as u64 {
+            return Err(StoreError::Statement {
+                code: "21000".into(),
+                message: format!("{} plain INSERTs touched {touched} rows", run.len()),
+            });
         }
     }
     Ok(())
 }
 
+async fn write_chunks(
+    session: &mut dyn Session,
+    traits: &Traits,
+    run: &[Deferred],
+) -> Result<u64, StoreError> {
+    let (mut rest, mut touched) = (run, 0);
+    while let Some(first) = rest.first() {
+        let rows = chunk_rows(&first.statement, rest.len(), traits.max_parameters);
+        let (chunk, later) = rest.split_at(rows);
+        touched += write_chunk(session, chunk).await?;
+        rest = later;
+    }
+    Ok(touched)
+}
+
 /// Hands a run to the dialect as rows, where it can take them so.
-async fn write_rows(session: &mut dyn Session, run: &[Deferred]) -> Result<bool, StoreError> {
+async fn write_rows(
+    session: &mut dyn Session,
+    run: &[Deferred],
+) -> Result<Option<u64>, StoreError> {
     let [first, _, ..] = run else {
-        return Ok(false);
+        return Ok(None);
     };
     let Some((merge, head)) = first
         .statement
@@ -59,7 +83,7 @@ async fn write_rows(session: &mut dyn Session, run: &[Deferred]) -> Result<bool,
         .as_ref()
         .and_then(|merge| Some((merge, merge.head()?)))
     else {
-        return Ok(false);
+        return Ok(None);
     };
     let rows = run
         .iter()
@@ -74,13 +98,12 @@ async fn write_rows(session: &mut dyn Session, run: &[Deferred]) -> Result<bool,
     session.insert_rows(insert).await
 }
 
-async fn write_chunk(session: &mut dyn Session, chunk: &[Deferred]) -> Result<(), StoreError> {
-    let [first, ..] = chunk else { return Ok(()) };
+async fn write_chunk(session: &mut dyn Session, chunk: &[Deferred]) -> Result<u64, StoreError> {
+    let [first, ..] = chunk else { return Ok(0) };
     let Some(merge) = first.statement.merge.as_ref().filter(|_| chunk.len() > 1) else {
-        session
+        return session
             .execute(&first.statement.text, &first.parameters)
-            .await?;
-        return Ok(());
+            .await;
     };
     let mut parameters = Vec::with_capacity(chunk.len() * merge.parameter_order().len());
     for row in chunk {
@@ -96,8 +119,7 @@ async fn write_chunk(session: &mut dyn Session, chunk: &[Deferred]) -> Result<()
     }
     session
         .execute(&merge.render(chunk.len()), &parameters)
-        .await?;
-    Ok(())
+        .await
 }
 
 /// How many rows the next statement takes: a power of two, so that few distinct texts exist and the

@@ -16,6 +16,7 @@ const LOOKS: &[&str] = &[
     "alive",
     "entries",
     "missing_column",
+    "is_plain",
     "finish",
     "ledger_counts",
     "waiting_next",

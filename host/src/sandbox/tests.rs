@@ -109,6 +109,7 @@ fn transaction_on(session: FakeSession) -> (Transaction, Journal) {
             traits,
             ConsumerId(1),
             Isolation::Savepoints,
+            false,
         ),
         journal,
     )

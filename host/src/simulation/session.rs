@@ -528,4 +528,12 @@ impl Session for ModelSession {
         self.end(own);
         Ok(parameters.len() as u64)
     }
+
+    /// Now it is, now it is not, so that both ways of running a statement are taken.
+    async fn is_plain(&mut self, _: Option<&str>, _: &str) -> Result<bool, StoreError> {
+        let own = self.statement().await?;
+        let plain = self.open().number.is_multiple_of(2);
+        self.end(own);
+        Ok(plain)
+    }
 }

@@ -1,13 +1,17 @@
 //! The handler of `plugins/points` with its two effects switched by the configuration, so that
 //! `hapax bench` can tell what each of them costs.
 //!
-//! - `sql`: `defer` (default), `execute`, or `none`
+//! - `sql`: `defer` (default), `execute`, `ask` for how many rows it touches, or `none`
 //! - `publish`: `yes` (default) or `no`
 
 use hapax_guest::prelude::*;
 use serde::{Deserialize, Serialize};
 
 const INSERT: &str = "INSERT INTO t_points (order_id, user_id, points) VALUES ($1, $2, $3)";
+
+/// Whether it inserts a row, only the database can tell.
+const ASK: &str =
+    "INSERT INTO t_points (order_id, user_id, points) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
 
 /// The message: an order was paid.
 #[derive(Deserialize)]
@@ -27,13 +31,11 @@ struct Credited<'a> {
 #[hapax_guest::handler]
 pub fn handle(order: Json<OrderPaid>) -> Result<Outcome, Failure> {
     let points = order.amount_cents / 100;
+    let row = params![order.order_id, order.user_id, points];
     match context::config("sql").as_deref() {
-        None | Some("defer") => {
-            sql::defer(INSERT, params![order.order_id, order.user_id, points]);
-        }
-        Some("execute") => {
-            sql::execute(INSERT, params![order.order_id, order.user_id, points])?;
-        }
+        None | Some("defer") => sql::defer(INSERT, row),
+        Some("execute") => drop(sql::execute(INSERT, row)?),
+        Some("ask") => drop(sql::execute(ASK, row)?),
         Some("none") => {}
         Some(other) => return Err(Failure::reject(format!("sql = {other:?} is not known"))),
     }

@@ -14,6 +14,7 @@ pub struct Report {
     pub messages: usize,
     pub unique: usize,
     pub rounds: usize,
+    pub lanes: u16,
     pub seed: u64,
     pub scenarios: Vec<Figures>,
     /// Medians of the ratios of the rounds.

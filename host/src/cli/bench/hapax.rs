@@ -24,11 +24,12 @@ pub fn command(
     place: &Place,
     plugin: &Path,
     handler: Handler,
+    lanes: u16,
 ) -> anyhow::Result<SocketAddr> {
     // The port is free now. Another program would have to take it in the next moments.
     let health = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
     let file = place.dir.join("hapax.toml");
-    std::fs::write(&file, configuration(place, plugin, handler, health)?)?;
+    std::fs::write(&file, configuration(place, plugin, handler, lanes, health)?)?;
     command.args(["run", "--config"]).arg(file);
     Ok(health)
 }
@@ -38,6 +39,7 @@ fn configuration(
     place: &Place,
     plugin: &Path,
     handler: Handler,
+    lanes: u16,
     health: SocketAddr,
 ) -> anyhow::Result<String> {
     let mut text = String::from("[store]\n");
@@ -65,7 +67,7 @@ fn configuration(
         text,
         "\n[health]\nlisten = \"{health}\"\n\n[admin]\nlisten = \"off\"\n\n\
          [[consumer]]\nname = \"bench\"\nqueue = \"{incoming}\"\nplugin = {plugin}\n\
-         key = \"body:/order_id\"\ngrant = {{ write = [\"t_points\"] }}\n\
+         key = \"body:/order_id\"\nlanes = {lanes}\ngrant = {{ write = [\"t_points\"] }}\n\
          targets = {{ points-credited = {{ exchange = \"\", routing-key = \"{outgoing}\" }} }}\n\
          config = {{ sql = \"{sql}\", publish = \"{publish}\" }}",
         incoming = place.incoming(),

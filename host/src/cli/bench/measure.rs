@@ -1,7 +1,7 @@
 //! One measurement: the queue is filled, the consumer starts, the clock runs from its first messages to its
 //! last, and what it left behind is counted.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ const STALL: Duration = Duration::from_secs(60);
 pub struct Bench {
     pub surroundings: Surroundings,
     pub plugin: PathBuf,
+    /// Of Hapax's consumer, where the store can have more than one.
+    pub lanes: u16,
     pub orders: Orders,
     pub database: Option<Server>,
     pub broker: Option<Server>,
@@ -47,6 +49,14 @@ pub struct Measured {
 }
 
 impl Bench {
+    /// How many lanes Hapax's consumer has: SQLite's one writer is one lane.
+    pub fn lanes(&self) -> u16 {
+        match self.surroundings.database {
+            Some(_) => self.lanes,
+            None => 1,
+        }
+    }
+
     /// Runs one scenario once, in a place of its own.
     pub async fn measure(&self, scenario: Scenario) -> anyhow::Result<Measured> {
         let place = Arc::new(Place::new(&self.surroundings)?);
@@ -85,7 +95,7 @@ impl Bench {
         if scenario == Scenario::Duplicates {
             // What is measured comes when the ledger knows every order.
             fill(place, orders).await?;
-            let mut consumer = Consumer::start(place, scenario, &self.plugin)?;
+            let mut consumer = Consumer::start(place, scenario, self)?;
             consumer.reach(orders.len() as u64, 0).await?;
             consumer.stop().await?;
         }
@@ -94,7 +104,7 @@ impl Bench {
         let deliveries = orders.len() as u64;
         let events = scenario.events(deliveries, self.orders.unique as u64);
 
-        let mut consumer = Consumer::start(place, scenario, &self.plugin)?;
+        let mut consumer = Consumer::start(place, scenario, self)?;
         let (first, began) = consumer.begin().await?;
         let before = self.used(&consumer);
         consumer.reach(deliveries, events).await?;
@@ -134,7 +144,7 @@ impl Bench {
     async fn pace(&self, place: &Place, scenario: Scenario, rate: u32) -> anyhow::Result<Measured> {
         let url = self.surroundings.amqp.as_deref();
         let url = url.context("a paced run needs --amqp")?;
-        let consumer = Consumer::start(place, scenario, &self.plugin)?;
+        let consumer = Consumer::start(place, scenario, self)?;
         // The first second warms everything up, and is not counted.
         let warm = rate as usize;
         let wanted = warm + rate as usize * usize::try_from(PACED.as_secs())?;
@@ -216,14 +226,15 @@ struct Consumer {
 }
 
 impl Consumer {
-    fn start(place: &Place, scenario: Scenario, plugin: &Path) -> anyhow::Result<Self> {
+    fn start(place: &Place, scenario: Scenario, bench: &Bench) -> anyhow::Result<Self> {
         let started = Instant::now();
         let mut command = this_program()?;
         command.envs(place.surroundings.variables());
         let (sender, progress) = watch::channel(Progress::default());
         let child = match scenario.runner() {
             Runner::Hapax(handler) => {
-                let health = hapax::command(&mut command, place, plugin, handler)?;
+                let (plugin, lanes) = (&bench.plugin, bench.lanes());
+                let health = hapax::command(&mut command, place, plugin, handler, lanes)?;
                 let child = Child::spawn(command, Output::Log, place.log())?;
                 tokio::spawn(hapax::watch(health, sender));
                 child

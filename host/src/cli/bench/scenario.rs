@@ -23,9 +23,11 @@ pub enum Scenario {
     /// Deferred SQL, outbox and relay: the points plugin as it is.
     Relay,
     NoOutbox,
-    /// One immediate statement for each message, outbox and relay.
+    /// One immediate statement for each message, outbox and relay: a plain INSERT, which can share a statement.
     Immediate,
     ImmediateNoOutbox,
+    /// The same with a statement that only the database can answer.
+    RoundTrip,
     /// Every message is known already.
     Duplicates,
     /// The handler does nothing: claim, instance, finish, commit.
@@ -53,7 +55,7 @@ pub struct Handler {
 
 impl Scenario {
     /// In the order in which each round runs them, so that what is compared stands side by side.
-    pub const THROUGHPUT: [Self; 10] = [
+    pub const THROUGHPUT: [Self; 11] = [
         Self::Drain,
         Self::NoOutbox,
         Self::Duplicates,
@@ -62,6 +64,7 @@ impl Scenario {
         Self::Relay,
         Self::ByHand,
         Self::Immediate,
+        Self::RoundTrip,
         Self::ByHandNoOutbox,
         Self::ImmediateNoOutbox,
     ];
@@ -77,6 +80,7 @@ impl Scenario {
             Self::NoOutbox => "hapax_no_outbox".into(),
             Self::Immediate => "immediate".into(),
             Self::ImmediateNoOutbox => "immediate_no_outbox".into(),
+            Self::RoundTrip => "round_trip".into(),
             Self::Duplicates => "duplicates".into(),
             Self::Noop => "noop".into(),
             Self::Latency { rate, by_hand } => {
@@ -97,6 +101,7 @@ impl Scenario {
             Self::NoOutbox => "Hapax, no outbox".into(),
             Self::Immediate => "Hapax, immediate SQL, outbox, relay".into(),
             Self::ImmediateNoOutbox => "Hapax, immediate SQL, no outbox".into(),
+            Self::RoundTrip => "Hapax, SQL with an answer, outbox, relay".into(),
             Self::Duplicates => "Hapax, duplicates only".into(),
             Self::Noop => "Hapax, handler does nothing".into(),
             Self::Latency { rate, by_hand } => {
@@ -117,6 +122,7 @@ impl Scenario {
             Self::NoOutbox | Self::Duplicates => hapax("defer", false),
             Self::Immediate => hapax("execute", true),
             Self::ImmediateNoOutbox => hapax("execute", false),
+            Self::RoundTrip => hapax("ask", true),
             Self::Noop => hapax("none", false),
         }
     }
@@ -145,7 +151,7 @@ impl Scenario {
 }
 
 /// What is compared, by the names of the JSON: one scenario's throughput over another's.
-pub const RATIOS: [(&str, Scenario, Scenario); 7] = [
+pub const RATIOS: [(&str, Scenario, Scenario); 8] = [
     ("hapax_relay/by_hand", Scenario::Relay, Scenario::ByHand),
     ("hapax_relay/forward", Scenario::Relay, Scenario::Forward),
     ("hapax_no_outbox/drain", Scenario::NoOutbox, Scenario::Drain),
@@ -156,6 +162,7 @@ pub const RATIOS: [(&str, Scenario, Scenario); 7] = [
     ),
     ("duplicates/drain", Scenario::Duplicates, Scenario::Drain),
     ("immediate/by_hand", Scenario::Immediate, Scenario::ByHand),
+    ("round_trip/by_hand", Scenario::RoundTrip, Scenario::ByHand),
     (
         "immediate_no_outbox/by_hand_no_outbox",
         Scenario::ImmediateNoOutbox,

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::figures::{Figures, Report};
 use super::scenario::Scenario;
 use crate::cli::demo::place::Surroundings;
-use crate::output::{FAINT, STRONG, thousands};
+use crate::output::{FAINT, STRONG, count, thousands};
 
 const BAR: &str = "  {spinner} {bar:24.cyan/dim}  {pos}/{len}  {msg}";
 
@@ -56,7 +56,12 @@ impl Screen {
 }
 
 /// What is about to happen.
-pub fn introduction(surroundings: &Surroundings, messages: usize, rounds: usize) -> String {
+pub fn introduction(
+    surroundings: &Surroundings,
+    messages: usize,
+    rounds: usize,
+    lanes: u16,
+) -> String {
     let broker = match surroundings.amqp {
         Some(_) => "RabbitMQ",
         None => "embedded broker",
@@ -66,8 +71,9 @@ pub fn introduction(surroundings: &Surroundings, messages: usize, rounds: usize)
         None => "SQLite",
     };
     format!(
-        "\n  {STRONG}hapax bench{STRONG:#}  {FAINT}{broker}, {store}, {} messages, {rounds} rounds{FAINT:#}\n\n",
-        thousands(messages as u64)
+        "\n  {STRONG}hapax bench{STRONG:#}  {FAINT}{broker}, {store}, {} messages, {rounds} rounds, {}{FAINT:#}\n\n",
+        thousands(messages as u64),
+        count(u64::from(lanes), "lane")
     )
 }
 

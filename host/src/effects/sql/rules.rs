@@ -71,6 +71,7 @@ static SEATS: Semaphore = Semaphore::const_new(8);
 /// How deep `sqlparser` may recurse. A parenthesis costs it two or three levels.
 const PARSER_DEPTH: usize = 120;
 
+use super::speculation::Plainness;
 pub use crate::store::Dialect;
 use crate::store::NamedColumn;
 
@@ -123,6 +124,8 @@ pub struct Statement {
     /// What has to be a column in the database, or else could be a call. Asked once, before it runs.
     pub named_columns: Vec<NamedColumn>,
     proven: AtomicBool,
+    /// Whether many of these may be written as one although each was to run at once.
+    pub plainness: Plainness,
     /// Parameters that may have at most [`MAX_SHORT_BYTES`]: what a search looks for.
     pub short: Vec<u16>,
     placeholders: Vec<Placeholder>,
@@ -340,6 +343,7 @@ fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
         merge: merge::shape(&pieces),
         named_columns: walked.named_columns.into_iter().collect(),
         proven: AtomicBool::new(false),
+        plainness: Plainness::default(),
         short: walked.short.into_iter().collect(),
         placeholders: pieces
             .iter()

@@ -46,9 +46,7 @@ impl Host for Guest {
     ) -> wasmtime::Result<Result<u64, Error>> {
         let (statement, parameters) = self.admit(&statement, parameters).await?;
         let answer = self
-            .in_transaction(async |transaction, _| {
-                transaction.execute(&statement.text, &parameters).await
-            })
+            .in_transaction(async |transaction, _| transaction.execute(statement, parameters).await)
             .await?;
         Ok(answer.map_err(error_to_guest))
     }
@@ -63,6 +61,7 @@ impl Host for Guest {
         self.effects.deferred.push(Deferred {
             statement,
             parameters,
+            answered: false,
         });
         Ok(())
     }

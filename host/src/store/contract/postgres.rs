@@ -19,6 +19,7 @@ on_a_server! {
     a_type_without_a_value_of_its_own_is_told_how_to_be_written
     a_table_that_changes_under_a_statement_is_met_again
     a_name_that_is_no_column_is_told_before_it_is_a_call
+    a_table_that_something_looks_at_is_not_plain
     what_writes_in_a_with_may_return_text
     a_session_that_was_ended_by_the_server_is_unavailable
     a_commit_without_an_answer_is_in_doubt
@@ -191,7 +192,8 @@ async fn many_rows_are_written_as_they_would_be_one_by_one(fixture: &Fixture) {
         order: &order,
         rows: &rows,
     };
-    assert!(session.insert_rows(insert).await.unwrap());
+    let touched = session.insert_rows(insert).await.unwrap();
+    assert_eq!(touched, Some(rows.len() as u64));
     const ALL: &str = "SELECT CAST(t_every AS text) FROM t_every";
     let together = self::rows(&mut *session, ALL, &[]).await;
     session.execute("DELETE FROM t_every", &[]).await.unwrap();
@@ -218,7 +220,7 @@ async fn rows_of_a_type_without_arrays_are_left_to_the_common_way(fixture: &Fixt
         order: &[1],
         rows: &[&[Value::S64(1)], &[Value::S64(2)]],
     };
-    assert!(!session.insert_rows(insert).await.unwrap());
+    assert_eq!(session.insert_rows(insert).await.unwrap(), None);
     let count = rows(&mut *session, "SELECT count(*) FROM t_domain", &[]).await;
     assert_eq!(count, [[Value::S64(0)]]);
     session.rollback().await.unwrap();
@@ -426,6 +428,57 @@ async fn a_name_that_is_no_column_is_told_before_it_is_a_call(fixture: &Fixture)
     }
     let columns = [column("id", &["t"]), column("archive", &["t"])];
     assert_eq!(session.missing_column(&columns).await.unwrap(), Some(1));
+}
+
+async fn a_table_that_something_looks_at_is_not_plain(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    for statement in [
+        "CREATE FUNCTION two() RETURNS bigint LANGUAGE sql AS 'SELECT 2::bigint'",
+        "CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "CREATE DOMAIN small AS bigint CHECK (VALUE < 10)",
+        "CREATE SCHEMA shop",
+        "CREATE TABLE parent (id bigint PRIMARY KEY)",
+        "CREATE TABLE plain (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, parent bigint REFERENCES parent, \
+         at timestamptz DEFAULT now(), total bigint CHECK (total > 0), twice bigint GENERATED ALWAYS AS (total * 2) STORED)",
+        "CREATE INDEX ON plain (abs(total))",
+        "CREATE TABLE \"Odd\" (id bigint)",
+        "CREATE TABLE shop.plain (id bigint)",
+        "CREATE TABLE own_default (id bigint DEFAULT two())",
+        "CREATE TABLE own_check (id bigint CHECK (id > two()))",
+        "CREATE TABLE of_a_domain (id small)",
+        "CREATE TABLE tree (id bigint PRIMARY KEY, above bigint REFERENCES tree)",
+        "CREATE TABLE policed (id bigint)",
+        "ALTER TABLE policed ENABLE ROW LEVEL SECURITY",
+        "CREATE TABLE ruled (id bigint)",
+        "CREATE RULE nothing AS ON INSERT TO ruled DO INSTEAD NOTHING",
+        "CREATE TABLE watched (id bigint)",
+        "CREATE TRIGGER look AFTER INSERT ON watched EXECUTE FUNCTION look()",
+        "CREATE VIEW seen AS SELECT id FROM parent",
+        "CREATE TABLE parted (id bigint) PARTITION BY RANGE (id)",
+    ] {
+        session.execute(statement, &[]).await.unwrap();
+    }
+    for (schema, table, plain) in [
+        (None, "plain", true),
+        (None, "parent", true),
+        (None, "Odd", true),
+        (Some("shop"), "plain", true),
+        (None, "odd", false),
+        (Some("nowhere"), "plain", false),
+        (None, "own_default", false),
+        (None, "own_check", false),
+        (None, "of_a_domain", false),
+        (None, "tree", false),
+        (None, "policed", false),
+        (None, "ruled", false),
+        (None, "watched", false),
+        (None, "seen", false),
+        (None, "parted", false),
+        (None, "nowhere", false),
+    ] {
+        let answer = session.is_plain(schema, table).await.unwrap();
+        assert_eq!(answer, plain, "{schema:?} {table}");
+    }
 }
 
 /// It has to stay in the outermost WITH of what runs.

@@ -373,3 +373,34 @@ async fn a_queue_keeps_its_messages_in_order_until_they_are_acknowledged() {
     drop(session);
     fixture.remove().await;
 }
+
+#[tokio::test]
+async fn a_table_that_something_looks_at_is_not_plain() {
+    let fixture = Fixture::sqlite().await;
+    let mut session = fixture.session().await;
+    session.begin().await.unwrap();
+    for statement in [
+        "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
+        "CREATE TABLE Plain (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES parent, total INTEGER CHECK (total > 0))",
+        "CREATE TABLE tree (id INTEGER PRIMARY KEY, above INTEGER REFERENCES Tree)",
+        "CREATE TABLE watched (id INTEGER)",
+        "CREATE TRIGGER look AFTER INSERT ON Watched BEGIN DELETE FROM parent; END",
+        "CREATE VIEW seen AS SELECT id FROM parent",
+    ] {
+        session.execute(statement, &[]).await.unwrap();
+    }
+    for (schema, table, plain) in [
+        (None, "plain", true),
+        (Some("main"), "parent", true),
+        (Some("temp"), "parent", false),
+        (None, "tree", false),
+        (None, "watched", false),
+        (None, "seen", false),
+        (None, "nowhere", false),
+    ] {
+        let answer = session.is_plain(schema, table).await.unwrap();
+        assert_eq!(answer, plain, "{schema:?} {table}");
+    }
+    session.rollback().await.unwrap();
+    fixture.remove().await;
+}

@@ -13,7 +13,7 @@ use super::bounded::{TOO_LONG, bounded, counted};
 use super::decode::{decode, readable};
 use super::encode::{encode, refuse};
 use super::errors::Refusal;
-use super::session::{PostgresSession, column};
+use super::session::{PgQuery, PostgresSession, column};
 use crate::store::{Column, NamedColumn, Rows, StoreError, Value};
 
 /// Names are looked up as a statement of the guest would. System columns have no numbers above zero, and views have
@@ -28,7 +28,34 @@ const MISSING_COLUMN: &str = "\
             AND a.attname = named.column_name AND a.attnum > 0 AND NOT a.attisdropped)) \
     ORDER BY named.place LIMIT 1";
 
+/// Functions of the server itself are pinned: nothing is said to depend on them. A domain may check with any.
+const IS_PLAIN: &str = "\
+    SELECT c.relkind = 'r' AND NOT c.relhasrules AND NOT c.relrowsecurity \
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger AS t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal) \
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS k WHERE k.conrelid = c.oid AND k.confrelid = c.oid) \
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid \
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND t.typtype = 'd') \
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d \
+            WHERE d.refclassid = 'pg_catalog.pg_proc'::regclass AND ( \
+                (d.classid = 'pg_catalog.pg_attrdef'::regclass \
+                    AND d.objid IN (SELECT oid FROM pg_catalog.pg_attrdef WHERE adrelid = c.oid)) \
+                OR (d.classid = 'pg_catalog.pg_constraint'::regclass \
+                    AND d.objid IN (SELECT oid FROM pg_catalog.pg_constraint WHERE conrelid = c.oid)))) \
+    FROM pg_catalog.pg_class AS c \
+    WHERE c.oid = to_regclass(concat(quote_ident($1) || '.', quote_ident($2)))";
+
 impl PostgresSession {
+    pub(super) async fn guest_is_plain(
+        &mut self,
+        schema: Option<&str>,
+        table: &str,
+    ) -> Result<bool, StoreError> {
+        let query = sqlx::query(IS_PLAIN).bind(schema).bind(table);
+        let row = self.look(query).await?;
+        // What is no table is the statement's to hear about.
+        row.map_or(Ok(false), |row| column(&row, 0))
+    }
+
     pub(super) async fn guest_missing_column(
         &mut self,
         columns: &[NamedColumn],
@@ -47,12 +74,17 @@ impl PostgresSession {
             .bind(schemas)
             .bind(tables)
             .bind(names);
+        let row = self.look(query).await?;
+        let place = row.map(|row| column::<i32>(&row, 0)).transpose()?;
+        Ok(place.and_then(|place| usize::try_from(place).ok()))
+    }
+
+    /// Looks something up in the catalog for a statement of the guest.
+    async fn look(&mut self, query: PgQuery<'_>) -> Result<Option<PgRow>, StoreError> {
         let mut connection = self.lend()?;
         let result = query.fetch_optional(&mut connection).await;
         // A schema that the role may not use is the guest's to hear about, as with its statement.
-        let row = self.back(connection, result).map_err(Refusal::guests)?;
-        let place = row.map(|row| column::<i32>(&row, 0)).transpose()?;
-        Ok(place.and_then(|place| usize::try_from(place).ok()))
+        self.back(connection, result).map_err(Refusal::guests)
     }
 
     pub(super) async fn guest_query(

@@ -50,27 +50,28 @@ impl PostgresSession {
     pub(super) async fn guest_insert_rows(
         &mut self,
         insert: RowsInsert<'_>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<u64>, StoreError> {
         let prepared = self.prepare(insert.text).await?;
         let Some(elements) = elements(&prepared, insert.order) else {
-            return Ok(false);
+            return Ok(None);
         };
         let text = text(insert.head, &elements);
         let bytes = |row: &&[Value]| row.iter().map(Value::size_bytes).sum();
+        let mut touched = 0;
         for rows in split(insert.rows, STATEMENT_BYTES, bytes) {
             let arguments = arguments(&prepared, insert.order, &elements, rows)?;
-            self.run(&text, arguments).await?;
+            touched += self.run(&text, arguments).await?;
         }
-        Ok(true)
+        Ok(Some(touched))
     }
 
-    async fn run(&mut self, text: &str, arguments: PgArguments) -> Result<(), StoreError> {
+    async fn run(&mut self, text: &str, arguments: PgArguments) -> Result<u64, StoreError> {
         let mut connection = self.lend()?;
         let result = sqlx::query_with(AssertSqlSafe(text), arguments)
             .execute(&mut connection)
             .await;
         self.back(connection, result)
-            .map(|_| ())
+            .map(|done| done.rows_affected())
             .map_err(|refusal| refusal.error)
     }
 }

@@ -19,6 +19,15 @@ use super::connection::{Slot, column};
 use crate::store::stored::rfc3339;
 use crate::store::{Column, Rows, StoreError, Value};
 
+/// Names are the same whatever their case. Checks and computed columns can call nothing that looks at a table.
+const IS_PLAIN: &str = "\
+    SELECT m.sql NOT LIKE 'create virtual %' \
+        AND NOT EXISTS (SELECT 1 FROM main.sqlite_schema AS t \
+            WHERE t.type = 'trigger' AND t.tbl_name = m.name COLLATE NOCASE) \
+        AND NOT EXISTS (SELECT 1 FROM pragma_foreign_key_list(m.name) AS f \
+            WHERE f.\"table\" = m.name COLLATE NOCASE) \
+    FROM main.sqlite_schema AS m WHERE m.type = 'table' AND m.name = ?1 COLLATE NOCASE";
+
 /// What is known of a statement before it runs.
 pub(super) struct Described {
     parameters: usize,
@@ -94,6 +103,22 @@ impl Slot {
             .map(|done| done.rows_affected())
             .map_err(|error| self.refusal(error).error);
         self.lengthen(result).await
+    }
+
+    /// There is one database on this connection, and temporary tables are not of this world.
+    pub async fn is_plain(
+        &mut self,
+        schema: Option<&str>,
+        table: &str,
+    ) -> Result<bool, StoreError> {
+        if schema.is_some_and(|schema| !schema.eq_ignore_ascii_case("main")) {
+            return Ok(false);
+        }
+        let look = sqlx::query(IS_PLAIN)
+            .bind(table)
+            .fetch_optional(self.usable()?);
+        let row = look.await.map_err(|error| self.refusal(error).error)?;
+        row.map_or(Ok(false), |row| column(&row, 0))
     }
 
     /// What comes next may have values of any length again. An error of the statement itself comes first, and

@@ -501,6 +501,10 @@ impl Session for SqliteSession {
         self.lease().await?.execute(statement, parameters).await
     }
 
+    async fn is_plain(&mut self, schema: Option<&str>, table: &str) -> Result<bool, StoreError> {
+        self.lease().await?.is_plain(schema, table).await
+    }
+
     fn upkeep(&mut self) -> &mut dyn Upkeep {
         self
     }

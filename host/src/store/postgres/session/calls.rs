@@ -390,8 +390,12 @@ impl Session for PostgresSession {
             .await
     }
 
-    async fn insert_rows(&mut self, insert: RowsInsert<'_>) -> Result<bool, StoreError> {
+    async fn insert_rows(&mut self, insert: RowsInsert<'_>) -> Result<Option<u64>, StoreError> {
         self.guest_insert_rows(insert).await
+    }
+
+    async fn is_plain(&mut self, schema: Option<&str>, table: &str) -> Result<bool, StoreError> {
+        self.guest_is_plain(schema, table).await
     }
 
     async fn execute(&mut self, statement: &str, parameters: &[Value]) -> Result<u64, StoreError> {
