@@ -218,14 +218,6 @@ impl Slot {
             .map_err(|error| self.refusal(error).own())
     }
 
-    /// Inserts rows, and returns the number of the last one.
-    pub async fn insert(&mut self, query: SqliteQuery<'_>) -> Result<i64, StoreError> {
-        let result = query.execute(self.usable()?).await;
-        result
-            .map(|done| done.last_insert_rowid())
-            .map_err(|error| self.refusal(error).own())
-    }
-
     /// Sends statements without parameters.
     pub async fn command(&mut self, command: impl SqlSafeStr) -> Result<(), StoreError> {
         let command = command.into_sql_str();

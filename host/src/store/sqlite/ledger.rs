@@ -39,12 +39,12 @@ impl Slot {
         rule: ClaimRule<'_>,
         claims: &[Claim<'_>],
     ) -> Result<Vec<bool>, StoreError> {
-        let mut known: HashSet<Vec<u8>> = HashSet::new();
+        let mut new: HashSet<Vec<u8>> = HashSet::new();
         for piece in pieces(claims.len()) {
             let claims = &claims[piece];
             let text = format!(
                 "INSERT INTO hapax_ledger (consumer, key, fate, attempts, fingerprint, plugin, expires_at) \
-                 VALUES {} ON CONFLICT DO NOTHING",
+                 VALUES {} ON CONFLICT DO NOTHING RETURNING key",
                 values(claims.len(), 7)
             );
             let mut insert = sqlx::query(AssertSqlSafe(text));
@@ -58,33 +58,11 @@ impl Slot {
                     .bind(rule.plugin)
                     .bind(expires_at(rule, claim));
             }
-            // Rows come one by one from another thread: only those are asked for that are not as expected.
-            if self.touch(insert).await? < claims.len() as u64 {
-                known.extend(self.known(rule.consumer, claims).await?);
+            for row in self.rows(insert).await? {
+                new.insert(column(&row, 0)?);
             }
         }
-        Ok(claims
-            .iter()
-            .map(|claim| !known.contains(claim.key))
-            .collect())
-    }
-
-    /// Which keys were there before a claim: the fates of those that it made are provisional.
-    async fn known(
-        &mut self,
-        consumer: ConsumerId,
-        claims: &[Claim<'_>],
-    ) -> Result<Vec<Vec<u8>>, StoreError> {
-        let text = format!(
-            "SELECT key FROM hapax_ledger WHERE consumer = ? AND key IN ({}) AND fate <> 0",
-            marks(claims.len())
-        );
-        let mut select = sqlx::query(AssertSqlSafe(text)).bind(consumer.0);
-        for claim in claims {
-            select = select.bind(claim.key);
-        }
-        let rows = self.rows(select).await?;
-        rows.iter().map(|row| column(row, 0)).collect()
+        Ok(claims.iter().map(|claim| new.contains(claim.key)).collect())
     }
 
     pub async fn entries(

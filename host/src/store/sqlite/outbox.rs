@@ -34,7 +34,7 @@ impl Slot {
             let rows = &rows[piece];
             let text_ = format!(
                 "INSERT INTO hapax_outbox (consumer, host, lane, due_at, ordering_key, target, may_drop, \
-                 exchange, routing_key, properties, body, created_at) VALUES {}",
+                 exchange, routing_key, properties, body, created_at) VALUES {} RETURNING sequence",
                 values(rows.len(), 12)
             );
             let mut insert = sqlx::query(AssertSqlSafe(text_));
@@ -54,10 +54,12 @@ impl Slot {
                     .bind(row.message.body.as_ref())
                     .bind(now);
             }
-            // AUTOINCREMENT counts on from the highest number there was, and nobody else writes meanwhile.
-            let last = self.insert(insert).await?;
-            sequences.extend((1 - rows.len() as i64..=0).map(|before| last + before));
+            for row in self.rows(insert).await? {
+                sequences.push(column(&row, 0)?);
+            }
         }
+        // The order of RETURNING is not promised; the order of the numbers is that of the inserts.
+        sequences.sort_unstable();
         Ok(sequences)
     }
 
