@@ -323,7 +323,11 @@ impl Pass<'_> {
                 transaction = kept;
                 failure
             }
-            // The deadline dropped the handler in the middle of a host call, and its session with it.
+            // The deadline dropped the handler in the middle of a host call, and its session with it. The call may
+            // have been at what the messages before it had asked for.
+            (Ran::Failed(_), None) if self.isolation == Isolation::Optimistic && !alone => {
+                return (None, Err(Setback::Isolate));
+            }
             (Ran::Failed(failure), None) => {
                 item.preset = Some(failure);
                 return (None, Err(Setback::Again));

@@ -202,10 +202,18 @@ impl Transaction {
         self.before_statement().await?;
         let answer = self.session.is_plain(table.schema.as_deref(), &table.name);
         let answer = answer.await;
-        // Whatever the question was refused for, the statement itself says it better.
-        let plain = self.after_statement(answer).await?.unwrap_or(false);
-        statement.plainness.note(plain);
-        Ok(plain)
+        match self.after_statement(answer).await {
+            Ok(answer) => {
+                let plain = answer.unwrap_or(false);
+                statement.plainness.note(plain);
+                Ok(plain)
+            }
+            // It was not the guest who asked.
+            Err(Fault::Failed(failure)) => {
+                Err(Fault::Spoiled(StoreError::TransactionLost(failure.message)))
+            }
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Reads a state key as the transaction sees it, the writes of earlier messages included.

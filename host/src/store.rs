@@ -438,8 +438,8 @@ pub trait Session: Send {
     }
 
     /// Whether plain INSERTs into this table leave the same as one statement as they do one by one: nothing of its
-    /// own looks at the rows, neither a trigger nor a rule, a policy, a function in a default or a check, or a
-    /// reference to itself. False where that is not known.
+    /// own looks at the rows, neither a trigger nor a rule, a policy, a function in a default, a check or an index, or
+    /// a reference to itself. False where that is not known.
     async fn is_plain(&mut self, schema: Option<&str>, table: &str) -> Result<bool, StoreError> {
         let _ = (schema, table);
         Ok(false)

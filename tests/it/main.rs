@@ -237,7 +237,9 @@ fn main() -> ExitCode {
         speculation {
             once:
                 of_a_batch_are_one_statement,
-                of_a_table_with_a_trigger_run_one_by_one;
+                of_a_table_with_a_trigger_run_one_by_one,
+                of_a_table_that_gets_a_trigger_run_one_by_one_from_then_on,
+                that_wait_for_a_lock_are_not_held_against_a_neighbour;
             each store:
                 that_are_refused_are_heard_by_their_handler,
                 that_were_answered_wrongly_do_not_fail_for_it,

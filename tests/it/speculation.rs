@@ -1,7 +1,8 @@
 //! Plain INSERTs that a handler runs at once are answered before they run, and written with those of their neighbours. Nobody
 //! may be able to tell: not a handler whose row is refused, not one that reads its own row, not a trigger of the table.
 
-use serde_json::{Value, json};
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
 
 use crate::Checked;
 use crate::support::broker::Message;
@@ -10,6 +11,15 @@ use crate::support::place::Place;
 use crate::support::scene::{self, IN, INSERT, OUT, Scene};
 
 const MESSAGES: usize = 200;
+
+/// A trigger that writes down of how many rows each INSERT was.
+const SEE: [&str; 3] = [
+    "CREATE TABLE t_seen (row_count BIGINT NOT NULL)",
+    "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS \
+     'BEGIN INSERT INTO t_seen (row_count) SELECT count(*) FROM new_rows; RETURN NULL; END'",
+    "CREATE TRIGGER see AFTER INSERT ON t_effects REFERENCING NEW TABLE AS new_rows \
+     FOR EACH STATEMENT EXECUTE FUNCTION see()",
+];
 
 /// One lane, and one batch after the other, of what is in the queue when the host starts.
 async fn run(place: &Place, scene: &Scene, messages: &[Message]) -> Checked {
@@ -24,10 +34,11 @@ async fn run(place: &Place, scene: &Scene, messages: &[Message]) -> Checked {
     host.stop().await
 }
 
-fn inserts(row: impl Fn(usize) -> Value) -> Vec<Message> {
-    (0..MESSAGES)
+/// Messages that insert a row each.
+fn rows(first: usize) -> Vec<Message> {
+    (first..first + MESSAGES)
         .map(|number| {
-            let steps = json!([{"execute": [INSERT, row(number)]}]);
+            let steps = json!([{"execute": [INSERT, [number.to_string(), 1]]}]);
             Message::json(&json!({"order_id": number.to_string(), "do": steps}))
         })
         .collect()
@@ -35,12 +46,7 @@ fn inserts(row: impl Fn(usize) -> Value) -> Vec<Message> {
 
 pub async fn of_a_batch_are_one_statement(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
-    run(
-        place,
-        &scene,
-        &inserts(|number| json!([number.to_string(), 1])),
-    )
-    .await?;
+    run(place, &scene, &rows(0)).await?;
     assert_eq!(scene.effects().await?.len(), MESSAGES);
     // Rows of one statement carry its number in their transaction.
     let statements =
@@ -52,24 +58,72 @@ pub async fn of_a_batch_are_one_statement(place: &Place) -> Checked {
 
 pub async fn of_a_table_with_a_trigger_run_one_by_one(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
-    for statement in [
-        "CREATE TABLE t_seen (statement BIGINT GENERATED ALWAYS AS IDENTITY, row_count BIGINT NOT NULL)",
-        "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS \
-         'BEGIN INSERT INTO t_seen (row_count) SELECT count(*) FROM new_rows; RETURN NULL; END'",
-        "CREATE TRIGGER see AFTER INSERT ON t_effects REFERENCING NEW TABLE AS new_rows \
-         FOR EACH STATEMENT EXECUTE FUNCTION see()",
-    ] {
+    for statement in SEE {
         scene.store.execute(statement).await?;
     }
-    run(
-        place,
-        &scene,
-        &inserts(|number| json!([number.to_string(), 1])),
-    )
-    .await?;
+    run(place, &scene, &rows(0)).await?;
     assert_eq!(scene.effects().await?.len(), MESSAGES);
     let seen = "SELECT count(*) FROM t_seen WHERE row_count = 1";
     assert_eq!(scene.store.number(seen).await?, MESSAGES as i64);
+    Ok(())
+}
+
+/// The trigger comes while the host takes the table for plain.
+pub async fn of_a_table_that_gets_a_trigger_run_one_by_one_from_then_on(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let (before, after) = (rows(0), rows(MESSAGES));
+    scene.publish(&before).await?;
+    let consumer = scene.probe()?.set("lanes", "1").set("batch", "50");
+    let host = Host::start(place, &scene.config("speculation", consumer)).await?;
+    host.until_metric("hapax_committed_total", MESSAGES as u64)
+        .await?;
+    for statement in SEE {
+        scene.store.execute(statement).await?;
+    }
+    scene.publish(&after).await?;
+    scene::until_settled(&host, &scene.broker, IN, &scene.store).await?;
+    host.stop().await?;
+    assert_eq!(scene.effects().await?.len(), 2 * MESSAGES);
+    let seen = "SELECT count(*) FROM t_seen WHERE row_count = 1";
+    assert_eq!(scene.store.number(seen).await?, MESSAGES as i64);
+    Ok(())
+}
+
+/// The rows of others are written in the time of the message that asks the database next. When that takes too long, it is
+/// not its fault.
+pub async fn that_wait_for_a_lock_are_not_held_against_a_neighbour(place: &Place) -> Checked {
+    let scene = Scene::postgres(place).await?;
+    let mut other = PgConnection::connect(&scene.store.url).await?;
+    sqlx::raw_sql("BEGIN; LOCK TABLE t_effects IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut other)
+        .await?;
+    let asks =
+        json!({"query": ["SELECT total FROM t_counters WHERE id = $1", ["a"]], "into": "out"});
+    let messages = [
+        scene::message("waits", &[scene::insert("waits", 0)]),
+        scene::message("asks", &[asks]),
+    ];
+    scene.publish(&messages).await?;
+    let consumer = scene
+        .probe()?
+        .set("lanes", "1")
+        .set("retry", "{ max-attempts = 1 }")
+        .set("limits", r#"{ wall = "400ms" }"#);
+    // Both outlast the messages: it is their own limit that ends them.
+    let mut config = scene.config("speculation", consumer);
+    for line in ["lock-timeout = \"60s\"", "statement-timeout = \"60s\""] {
+        config = config.store_line(line);
+    }
+    let host = Host::start(place, &config).await?;
+    host.until_metric("hapax_committed_total", 1).await?;
+    host.until_metric("hapax_parked_total", 1).await?;
+    other.close().await?;
+    host.stop().await?;
+    assert_eq!(
+        scene.store.waiting_keys().await?,
+        ["waits parked wall-limit"]
+    );
+    assert_eq!(scene.broker.drain(OUT).await?.len(), 1);
     Ok(())
 }
 

@@ -11,9 +11,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::store::{Session, StoreError};
+
+use super::Deferred;
 use super::rules::{Statement, Table};
 
-/// How long what is known of a table holds: a migration may give it a trigger at any time.
+/// How long a table is taken for plain before it is asked again: when it is not any more, each batch that takes it
+/// for plain runs twice.
 const HOLDS: Duration = Duration::from_secs(10);
 
 /// What is known of a statement's table.
@@ -48,4 +52,36 @@ impl Plainness {
 pub fn target(statement: &Statement) -> Option<&Table> {
     statement.merge.as_ref()?;
     statement.writes.first()
+}
+
+/// Proves the answers of rows that have been written, as one statement if they are more than one. Whoever makes a
+/// trigger waits for this transaction by now, or has been waited for: what is plain here was plain for the rows.
+pub(super) async fn prove(
+    session: &mut dyn Session,
+    rows: &[Deferred],
+    touched: u64,
+) -> Result<(), StoreError> {
+    let wrong = |message| StoreError::Statement {
+        code: "21000".into(),
+        message,
+    };
+    if touched != rows.len() as u64 {
+        return Err(wrong(format!(
+            "{} plain INSERTs touched {touched} rows",
+            rows.len()
+        )));
+    }
+    let [first, _, ..] = rows else {
+        return Ok(());
+    };
+    let Some(table) = target(&first.statement) else {
+        return Ok(());
+    };
+    let schema = table.schema.as_deref();
+    let plain = session.is_plain(schema, &table.name).await?;
+    first.statement.plainness.note(plain);
+    match plain {
+        true => Ok(()),
+        false => Err(wrong(format!("{table} is not plain any more"))),
+    }
 }

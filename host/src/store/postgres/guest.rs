@@ -28,19 +28,25 @@ const MISSING_COLUMN: &str = "\
             AND a.attname = named.column_name AND a.attnum > 0 AND NOT a.attisdropped)) \
     ORDER BY named.place LIMIT 1";
 
-/// Functions of the server itself are pinned: nothing is said to depend on them. A domain may check with any.
+/// Functions and operators of the server itself are pinned: nothing is said to depend on them. A domain may check with
+/// any function, a partition has what its parents have.
 const IS_PLAIN: &str = "\
-    SELECT c.relkind = 'r' AND NOT c.relhasrules AND NOT c.relrowsecurity \
+    SELECT c.relkind = 'r' AND NOT c.relhasrules AND NOT c.relrowsecurity AND NOT c.relispartition \
         AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger AS t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal) \
         AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint AS k WHERE k.conrelid = c.oid AND k.confrelid = c.oid) \
-        AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid \
-            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND t.typtype = 'd') \
-        AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d \
-            WHERE d.refclassid = 'pg_catalog.pg_proc'::regclass AND ( \
-                (d.classid = 'pg_catalog.pg_attrdef'::regclass \
-                    AND d.objid IN (SELECT oid FROM pg_catalog.pg_attrdef WHERE adrelid = c.oid)) \
-                OR (d.classid = 'pg_catalog.pg_constraint'::regclass \
-                    AND d.objid IN (SELECT oid FROM pg_catalog.pg_constraint WHERE conrelid = c.oid)))) \
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a \
+            JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid \
+            LEFT JOIN pg_catalog.pg_type AS e ON e.oid = t.typelem \
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+            AND (t.typtype IN ('d', 'c') OR e.typtype IN ('d', 'c'))) \
+        AND NOT EXISTS (SELECT FROM ( \
+            SELECT 'pg_catalog.pg_attrdef'::regclass, oid FROM pg_catalog.pg_attrdef WHERE adrelid = c.oid \
+            UNION ALL SELECT 'pg_catalog.pg_constraint'::regclass, oid FROM pg_catalog.pg_constraint WHERE conrelid = c.oid \
+            UNION ALL SELECT 'pg_catalog.pg_class'::regclass, indexrelid FROM pg_catalog.pg_index WHERE indrelid = c.oid \
+            ) AS own (class, oid) \
+            JOIN pg_catalog.pg_depend AS d ON d.classid = own.class AND d.objid = own.oid \
+            LEFT JOIN pg_catalog.pg_type AS t ON d.refclassid = 'pg_catalog.pg_type'::regclass AND t.oid = d.refobjid \
+            WHERE d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass) OR t.typtype = 'd') \
     FROM pg_catalog.pg_class AS c \
     WHERE c.oid = to_regclass(concat(quote_ident($1) || '.', quote_ident($2)))";
 

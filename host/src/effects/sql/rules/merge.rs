@@ -4,6 +4,7 @@
 //! means the same when its rows are put into one statement. The shape is read from the pieces, after the walk has
 //! allowed the statement: what is not exactly this shape does not merge.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::lexer::{PieceKind, Pieces};
@@ -45,7 +46,7 @@ impl Merge {
         self.render_with(rows, |text, _| text.push('?'))
     }
 
-    /// Which of a message's parameters each placeholder of its row takes, in order; one may appear twice.
+    /// Which of a message's parameters each placeholder of its row takes, in order.
     pub fn parameter_order(&self) -> &[u16] {
         &self.order
     }
@@ -109,13 +110,17 @@ pub(super) fn shape(pieces: &Pieces) -> Option<Merge> {
     if at.index != pieces.len() || row.len() != columns {
         return None;
     }
-    let order = row
+    let order: Vec<u16> = row
         .iter()
         .filter_map(|part| match part {
             RowPart::Parameter(number) => Some(*number),
             RowPart::Literal(_) => None,
         })
         .collect();
+    // One parameter has one type, which its places may not agree about; as two it would have two.
+    if BTreeSet::from_iter(&order).len() < order.len() {
+        return None;
+    }
     Some(Merge {
         prefix: pieces.text[..row_start].to_owned(),
         head,

@@ -209,20 +209,6 @@ fn plain_inserts_merge_row_by_row() {
 }
 
 #[test]
-fn a_parameter_used_twice_is_bound_twice_in_a_merge() {
-    let statement = allowed(
-        Dialect::Sqlite,
-        "INSERT INTO t_orders (a, b, c) VALUES ($1, $1, NULL)",
-    );
-    let merge = statement.merge.as_ref().expect("the shape merges");
-    assert_eq!(merge.parameter_order(), [1, 1]);
-    assert_eq!(
-        merge.render(1),
-        "INSERT INTO t_orders (a, b, c) VALUES ($1,$2,NULL)"
-    );
-}
-
-#[test]
 fn nothing_but_a_plain_insert_merges() {
     let alone = [
         "INSERT INTO t_orders VALUES ($1)",
@@ -237,6 +223,7 @@ fn nothing_but_a_plain_insert_merges() {
         "INSERT INTO t_orders (a) VALUES ($1::int)",
         "INSERT INTO t_orders (a) VALUES ((SELECT 1))",
         "INSERT INTO t_orders (a, b) VALUES ($1)",
+        "INSERT INTO t_orders (a, b, c) VALUES ($1, $1, NULL)",
         "INSERT INTO t_orders AS o (a) VALUES ($1)",
         "INSERT INTO t_orders DEFAULT VALUES",
         "INSERT INTO t_orders (a) SELECT $1",
