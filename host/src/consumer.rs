@@ -4,6 +4,7 @@ pub mod brake;
 pub mod gate;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -46,6 +47,8 @@ pub struct Consumer {
     pub gate: Gate,
     /// Rings when the first of a line was dealt with.
     pub line_moved: Notify,
+    /// Most keys of the last batch were known: a look before the next claim may save it.
+    pub meets_duplicates: AtomicBool,
     /// One for each lane.
     pulses: Box<[Pulse]>,
     /// How long one step of a lane may take.
@@ -121,6 +124,7 @@ impl Consumer {
             floor,
             gate: Gate::new(Brake::new(config.brake)),
             line_moved: Notify::new(),
+            meets_duplicates: AtomicBool::new(false),
             pulses: (0..config.lanes).map(|_| Pulse::default()).collect(),
             step_bound: config.limits.wall + STEP_GRACE,
             plugin,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::failpoint::{self, Point};
 use crate::failure::code;
@@ -32,6 +33,9 @@ pub(super) struct Claimed {
     /// So many items have to stay in this transaction: it has taken a row over from what stood there before.
     pub run_until: usize,
 }
+
+/// What is known of some keys, and the others with their places.
+type Looked<'a> = (Vec<(&'a [u8], Entry)>, Vec<(&'a Vec<u8>, &'a usize)>);
 
 pub(super) enum ClaimError {
     Again,
@@ -196,35 +200,48 @@ impl Pass<'_> {
             keys: owned,
             run_until,
         } = claimed;
-        let claims = first
-            .values()
-            .filter_map(|&index| {
-                let identity = items[index].identity.as_ref().ok()?;
-                Some(claim_of(&items[index], identity, 1))
+        // In the order of their keys.
+        let mut known = Vec::new();
+        let mut unknown = first.iter().collect::<Vec<_>>();
+        if self.consumer.meets_duplicates.load(Ordering::Relaxed) {
+            (known, unknown) = self.look(session, &first).await?;
+        }
+        let claims = unknown
+            .iter()
+            .filter_map(|(_, index)| {
+                let identity = items[**index].identity.as_ref().ok()?;
+                Some(claim_of(&items[**index], identity, 1))
             })
             .collect::<Vec<_>>();
-        let new = session.claim(self.rule(), &claims).await?;
+        let new = match claims.is_empty() {
+            true => Vec::new(),
+            false => session.claim(self.rule(), &claims).await?,
+        };
         failpoint::pass(Point::MidClaim);
-        let known = first
-            .iter()
-            .zip(&new)
-            .filter(|(_, new)| !**new)
-            .map(|((key, index), _)| (key.as_slice(), *index))
-            .collect::<Vec<_>>();
-        for ((key, &index), new) in first.iter().zip(&new) {
-            if *new {
+        let mut others = Vec::new();
+        for ((key, &index), new) in unknown.into_iter().zip(new) {
+            if new {
                 plans[index] = begin(&items[index], 0);
                 owned.push(key.clone());
+            } else {
+                others.push(key.as_slice());
             }
         }
-        if known.is_empty() {
-            return Ok(());
+        if !others.is_empty() {
+            let entries = session.entries(self.consumer.id, &others).await?;
+            for (key, entry) in others.into_iter().zip(entries) {
+                // Neither new nor visible: its transaction was rolled back between the two statements.
+                known.push((key, entry.ok_or(ClaimError::Again)?));
+            }
         }
-        let keys = known.iter().map(|(key, _)| *key).collect::<Vec<_>>();
-        let entries = session.entries(self.consumer.id, &keys).await?;
-        for ((key, index), entry) in known.into_iter().zip(entries) {
-            // Neither new nor visible: its transaction was rolled back between the two statements.
-            let entry = entry.ok_or(ClaimError::Again)?;
+        let mostly = 2 * known.len() > first.len();
+        self.consumer
+            .meets_duplicates
+            .store(mostly, Ordering::Relaxed);
+        for (key, entry) in known {
+            let Some(&index) = first.get(key) else {
+                continue;
+            };
             let item = &items[index];
             let Ok(identity) = &item.identity else {
                 continue;
@@ -249,6 +266,26 @@ impl Pass<'_> {
             };
         }
         Ok(())
+    }
+
+    /// Looks for keys before any is claimed, which costs less where most of them are known. What is found has
+    /// committed, and is judged by that as what is found after a claim is. What is not found may be in another
+    /// transaction's hands: the claim waits for it.
+    async fn look<'a>(
+        &self,
+        session: &mut dyn Session,
+        first: &'a BTreeMap<Vec<u8>, usize>,
+    ) -> Result<Looked<'a>, ClaimError> {
+        let keys = first.keys().map(Vec::as_slice).collect::<Vec<_>>();
+        let entries = session.entries(self.consumer.id, &keys).await?;
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
+        for ((key, index), entry) in first.iter().zip(entries) {
+            match entry {
+                Some(entry) => known.push((key.as_slice(), entry)),
+                None => unknown.push((key, index)),
+            }
+        }
+        Ok((known, unknown))
     }
 
     /// Judges the items of the batch that carry the same key as `first`, each by its own fingerprint.
