@@ -12,7 +12,7 @@ pub mod state;
 
 use std::sync::Arc;
 
-use crate::failure::{Failure, code};
+use crate::failure::{Class, Failure, code};
 use crate::store::{
     Constraint, ConsumerId, NamedColumn, OutboxRow, Rows, Session, StoreError, Traits, Value,
 };
@@ -72,7 +72,7 @@ pub enum Discarded {
     /// What it did cannot be undone without what the messages before it did, which is the price of having set no
     /// savepoint.
     Entangled,
-    /// It was given answers that nobody has asked the database for: with the right ones it may not fail.
+    /// It was given answers that the database would not have given: with the right ones it may not fail.
     Unproven,
 }
 
@@ -248,12 +248,15 @@ impl Transaction {
 
     /// The running message failed: what it did is undone, where that can be.
     pub async fn discard(&mut self) -> Result<Discarded, StoreError> {
-        let answered = std::mem::take(&mut self.answered);
+        if !self.answered.is_empty() {
+            // Running it again would tell, too, and may take as long as it has taken.
+            match self.write_answered().await {
+                Err(error) if error.class() == Class::Message => return Ok(Discarded::Unproven),
+                proven => proven?,
+            }
+        }
         let touched = std::mem::take(&mut self.touched);
         self.wrote = false;
-        if !answered.is_empty() {
-            return Ok(Discarded::Unproven);
-        }
         if !touched {
             return Ok(Discarded::Undone);
         }
@@ -289,10 +292,19 @@ impl Transaction {
         } else if self.guards_statements() && self.wrote {
             self.savepoint(STATEMENT).await.map_err(Fault::Spoiled)?;
         }
+        self.write_answered().await.map_err(Fault::Spoiled)
+    }
+
+    /// Runs what the running message takes for done, after what came before it.
+    async fn write_answered(&mut self) -> Result<(), StoreError> {
+        if self.answered.is_empty() {
+            return Ok(());
+        }
+        if !std::mem::replace(&mut self.touched, true) {
+            self.flush().await?;
+        }
         let answered = std::mem::take(&mut self.answered);
-        sql::write(&mut *self.session, &self.traits, &answered)
-            .await
-            .map_err(Fault::Spoiled)
+        sql::write(&mut *self.session, &self.traits, &answered).await
     }
 
     async fn savepoint(&mut self, name: &'static str) -> Result<(), StoreError> {

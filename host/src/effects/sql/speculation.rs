@@ -3,8 +3,8 @@
 //! A plain INSERT of one row touches that row or is refused. Where nothing but the table itself looks at it,
 //! `execute` answers 1 at once, and the row is written later, in its place among the effects of the batch and
 //! together with its neighbours. A batch whose rows are refused then, or are not as many as were answered, is
-//! rolled back and runs again with each statement at its time, and so is one in which a message fails that was
-//! given such an answer: a wrong one neither commits nor makes anybody fail.
+//! rolled back and runs again with each statement at its time. What a message has been told is written, too, before
+//! its failure counts: a wrong answer neither commits nor makes anybody fail.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
