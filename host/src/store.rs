@@ -28,6 +28,7 @@ pub use rows::{
     OutboxDepth, OutboxRecord, OutboxRow, RowsInsert, Settlement, Start, Status, TAKEN_LANE,
     WaitingRow,
 };
+pub(crate) use stored::{STATEMENT_BYTES, split};
 pub use upkeep::{
     ConsumerMarks, JOURNAL_ENTRIES, JournalEntry, LedgerPage, LedgerRecord, Mark, OutboxFilter,
     OutboxListing, Pause, Upkeep, WaitingFilter, WaitingRecord,

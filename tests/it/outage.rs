@@ -3,7 +3,7 @@
 
 use anyhow::ensure;
 use lapin::types::{AMQPValue, FieldTable};
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 
 use crate::Checked;
 use crate::support::broker::Message;
@@ -134,13 +134,13 @@ pub async fn one_message_for_long_is_given_back_beside_busy_lanes(place: &Place)
         .store_line("lock-timeout = \"200ms\"")
         .broker_line("consumer-timeout = \"2s\"");
     let host = Host::start(place, &config).await?;
-    let mut other = PgConnection::connect(&scene.store.url).await?;
-    sqlx::raw_sql(
-        "BEGIN; INSERT INTO hapax_ledger (consumer, key, fate, attempts, fingerprint, plugin) \
+    let mut other = scene
+        .store
+        .hold(
+            "INSERT INTO hapax_ledger (consumer, key, fate, attempts, fingerprint, plugin) \
          SELECT id, 'held', 1, 1, '', '' FROM hapax_consumer",
-    )
-    .execute(&mut other)
-    .await?;
+        )
+        .await?;
     scene
         .broker
         .publish(QUEUE, &[scene::ordinary("held")])
@@ -174,9 +174,9 @@ pub async fn a_consumer_that_is_stopped_gives_back_what_it_holds(place: &Place) 
         .config("host", consumer()?)
         .store_line("lock-timeout = \"200ms\"");
     let mut host = Host::start(place, &config).await?;
-    let mut other = PgConnection::connect(&scene.store.url).await?;
-    sqlx::raw_sql("BEGIN; LOCK TABLE t_effects IN ACCESS EXCLUSIVE MODE")
-        .execute(&mut other)
+    let mut other = scene
+        .store
+        .hold("LOCK TABLE t_effects IN ACCESS EXCLUSIVE MODE")
         .await?;
     scene.broker.publish(QUEUE, &messages()).await?;
     host.until_metric("hapax_deliveries_total", MESSAGES as u64)

@@ -2,7 +2,7 @@
 //! may be able to tell: not a handler whose row is refused, not one that reads its own row, not a trigger of the table.
 
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 
 use crate::Checked;
 use crate::support::broker::Message;
@@ -93,9 +93,9 @@ pub async fn of_a_table_that_gets_a_trigger_run_one_by_one_from_then_on(place: &
 /// not its fault.
 pub async fn that_wait_for_a_lock_are_not_held_against_a_neighbour(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
-    let mut other = PgConnection::connect(&scene.store.url).await?;
-    sqlx::raw_sql("BEGIN; LOCK TABLE t_effects IN ACCESS EXCLUSIVE MODE")
-        .execute(&mut other)
+    let other = scene
+        .store
+        .hold("LOCK TABLE t_effects IN ACCESS EXCLUSIVE MODE")
         .await?;
     let asks =
         json!({"query": ["SELECT total FROM t_counters WHERE id = $1", ["a"]], "into": "out"});

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, ensure};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 
 use crate::Checked;
 use crate::support::broker::Message;
@@ -346,9 +346,9 @@ pub async fn is_kept_when_a_pause_reaches_one_host_before_the_other(place: &Plac
     subscribed(2).await?;
     proxy.silence(true);
     // The active one stops in the middle of its first messages, however fast it is, until it has heard of the pause.
-    let mut other = PgConnection::connect(&scene.store.url).await?;
-    sqlx::raw_sql("BEGIN; LOCK TABLE t_effects IN ACCESS EXCLUSIVE MODE")
-        .execute(&mut other)
+    let mut other = scene
+        .store
+        .hold("LOCK TABLE t_effects IN ACCESS EXCLUSIVE MODE")
         .await?;
     scene
         .broker

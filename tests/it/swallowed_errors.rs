@@ -189,9 +189,9 @@ pub async fn a_deadlock_leaves_nothing_behind(place: &Place) -> Checked {
 /// The message gives up waiting for a lock; the transaction is dead although the handler goes on.
 pub async fn a_lock_timeout_leaves_nothing_behind(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
-    let mut other = PgConnection::connect(&scene.store.url).await?;
-    sqlx::raw_sql("BEGIN; UPDATE t_counters SET total = 100 WHERE id = 'b'")
-        .execute(&mut other)
+    let mut other = scene
+        .store
+        .hold("UPDATE t_counters SET total = 100 WHERE id = 'b'")
         .await?;
     let add = "UPDATE t_counters SET total = total + 1 WHERE id = $1";
     let steps = [

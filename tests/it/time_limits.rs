@@ -2,7 +2,7 @@
 //! deadline: the host gives the connection up, and the database undoes what was on it.
 
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 
 use crate::Checked;
 use crate::support::host::Host;
@@ -15,9 +15,9 @@ use crate::support::wait;
 /// attempt would apply it twice.
 pub async fn an_attempt_that_is_out_of_time_applies_nothing(place: &Place) -> Checked {
     let scene = Scene::postgres(place).await?;
-    let mut other = PgConnection::connect(&scene.store.url).await?;
-    sqlx::raw_sql("BEGIN; UPDATE t_counters SET total = 100 WHERE id = 'b'")
-        .execute(&mut other)
+    let mut other = scene
+        .store
+        .hold("UPDATE t_counters SET total = 100 WHERE id = 'b'")
         .await?;
     let withdraw = |id: &str| {
         let add = "UPDATE t_counters SET total = total - 1 WHERE id = $1";

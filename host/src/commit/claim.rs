@@ -34,8 +34,8 @@ pub(super) struct Claimed {
     pub run_until: usize,
 }
 
-/// What is known of some keys, and the others with their places.
-type Looked<'a> = (Vec<(&'a [u8], Entry)>, Vec<(&'a Vec<u8>, &'a usize)>);
+/// A key, and the place of the first item that carries it.
+type Place<'a> = (&'a [u8], usize);
 
 pub(super) enum ClaimError {
     Again,
@@ -201,17 +201,28 @@ impl Pass<'_> {
             run_until,
         } = claimed;
         // In the order of their keys.
+        let mut unknown = first
+            .iter()
+            .map(|(key, index)| (key.as_slice(), *index))
+            .collect::<Vec<Place<'_>>>();
         let mut known = Vec::new();
-        let mut unknown = first.iter().collect::<Vec<_>>();
-        // For one key it costs what the claim does.
-        if first.len() > 1 && self.consumer.meets_duplicates.load(Ordering::Relaxed) {
-            (known, unknown) = self.look(session, &first).await?;
+        // A look costs less than a claim where most keys are known; for one key it costs the same. What is found has
+        // committed, and is judged by that as what is found after a claim is. What is not found may be in another
+        // transaction's hands: the claim waits for it.
+        if unknown.len() > 1 && self.consumer.meets_duplicates.load(Ordering::Relaxed) {
+            let looked = self.entries(session, std::mem::take(&mut unknown)).await?;
+            for (place, entry) in looked {
+                match entry {
+                    Some(entry) => known.push((place, entry)),
+                    None => unknown.push(place),
+                }
+            }
         }
         let claims = unknown
             .iter()
-            .filter_map(|(_, index)| {
-                let identity = items[**index].identity.as_ref().ok()?;
-                Some(claim_of(&items[**index], identity, 1))
+            .filter_map(|&(_, index)| {
+                let identity = items[index].identity.as_ref().ok()?;
+                Some(claim_of(&items[index], identity, 1))
             })
             .collect::<Vec<_>>();
         let new = match claims.is_empty() {
@@ -220,29 +231,25 @@ impl Pass<'_> {
         };
         failpoint::pass(Point::MidClaim);
         let mut others = Vec::new();
-        for ((key, &index), new) in unknown.into_iter().zip(new) {
+        for (place @ (key, index), new) in unknown.into_iter().zip(new) {
             if new {
                 plans[index] = begin(&items[index], 0);
-                owned.push(key.clone());
+                owned.push(key.to_vec());
             } else {
-                others.push(key.as_slice());
+                others.push(place);
             }
         }
         if !others.is_empty() {
-            let entries = session.entries(self.consumer.id, &others).await?;
-            for (key, entry) in others.into_iter().zip(entries) {
+            for (place, entry) in self.entries(session, others).await? {
                 // Neither new nor visible: its transaction was rolled back between the two statements.
-                known.push((key, entry.ok_or(ClaimError::Again)?));
+                known.push((place, entry.ok_or(ClaimError::Again)?));
             }
         }
         let mostly = 2 * known.len() > first.len();
         self.consumer
             .meets_duplicates
             .store(mostly, Ordering::Relaxed);
-        for (key, entry) in known {
-            let Some(&index) = first.get(key) else {
-                continue;
-            };
+        for ((key, index), entry) in known {
             let item = &items[index];
             let Ok(identity) = &item.identity else {
                 continue;
@@ -269,24 +276,15 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Looks for keys before any is claimed, which costs less where most of them are known. What is found has
-    /// committed, and is judged by that as what is found after a claim is. What is not found may be in another
-    /// transaction's hands: the claim waits for it.
-    async fn look<'a>(
+    /// What the ledger says of keys.
+    async fn entries<'a>(
         &self,
         session: &mut dyn Session,
-        first: &'a BTreeMap<Vec<u8>, usize>,
-    ) -> Result<Looked<'a>, ClaimError> {
-        let keys = first.keys().map(Vec::as_slice).collect::<Vec<_>>();
+        places: Vec<Place<'a>>,
+    ) -> Result<Vec<(Place<'a>, Option<Entry>)>, ClaimError> {
+        let keys = places.iter().map(|(key, _)| *key).collect::<Vec<_>>();
         let entries = session.entries(self.consumer.id, &keys).await?;
-        let (mut known, mut unknown) = (Vec::new(), Vec::new());
-        for ((key, index), entry) in first.iter().zip(entries) {
-            match entry {
-                Some(entry) => known.push((key.as_slice(), entry)),
-                None => unknown.push((key, index)),
-            }
-        }
-        Ok((known, unknown))
+        Ok(places.into_iter().zip(entries).collect())
     }
 
     /// Judges the items of the batch that carry the same key as `first`, each by its own fingerprint.

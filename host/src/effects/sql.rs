@@ -9,14 +9,11 @@ mod speculation;
 
 use std::sync::Arc;
 
-use crate::store::{RowsInsert, Session, StoreError, Traits, Value};
+use crate::store::{RowsInsert, STATEMENT_BYTES, Session, StoreError, Traits, Value, split};
 
 use rules::Statement;
 
 pub use speculation::target;
-
-/// Values that one statement of many rows may carry: the protocols end at 1 GB.
-const CHUNK_BYTES: usize = 32 << 20;
 
 /// A statement that waits for the end of its batch.
 #[derive(Debug, Clone)]
@@ -58,22 +55,17 @@ async fn write_chunks(
     traits: &Traits,
     run: &[Deferred],
 ) -> Result<u64, StoreError> {
-    let (mut rest, mut touched) = (run, 0);
-    while let Some(first) = rest.first() {
-        let mut rows = chunk_rows(&first.statement, rest.len(), traits.max_parameters);
-        while rows > 1 && bytes(&rest[..rows]) > CHUNK_BYTES {
-            rows /= 2;
+    let bytes = |row: &Deferred| row.parameters.iter().map(Value::size_bytes).sum();
+    let mut touched = 0;
+    for mut rest in split(run, STATEMENT_BYTES, bytes) {
+        while let Some(first) = rest.first() {
+            let rows = chunk_rows(&first.statement, rest.len(), traits.max_parameters);
+            let (chunk, later) = rest.split_at(rows);
+            touched += write_chunk(session, chunk).await?;
+            rest = later;
         }
-        let (chunk, later) = rest.split_at(rows);
-        touched += write_chunk(session, chunk).await?;
-        rest = later;
     }
     Ok(touched)
-}
-
-fn bytes(rows: &[Deferred]) -> usize {
-    let values = rows.iter().flat_map(|row| &row.parameters);
-    values.map(Value::size_bytes).sum()
 }
 
 /// Hands a run to the dialect as rows, where it can take them so.

@@ -224,6 +224,21 @@ macro_rules! in_memory {
 }
 use in_memory;
 
+/// Runs statements that a test begins with.
+async fn execute_all(session: &mut dyn Session, statements: &[&str]) {
+    for statement in statements {
+        session.execute(statement, &[]).await.unwrap();
+    }
+}
+
+/// Which tables may be written by many rows at once.
+async fn assert_plain(session: &mut dyn Session, tables: &[(Option<&str>, &str, bool)]) {
+    for (schema, table, plain) in tables {
+        let answer = session.is_plain(*schema, table).await.unwrap();
+        assert_eq!(answer, *plain, "{schema:?} {table}");
+    }
+}
+
 fn rule(consumer: ConsumerId) -> ClaimRule<'static> {
     ClaimRule {
         consumer,

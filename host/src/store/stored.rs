@@ -79,8 +79,11 @@ pub(super) fn distinct(rows: &[(WaitingRow, Duration)]) -> Vec<&(WaitingRow, Dur
     kept
 }
 
+/// The bytes of values that one statement carries at most; the protocols' own limit is 1 GiB.
+pub(crate) const STATEMENT_BYTES: usize = 32 << 20;
+
 /// Splits rows so that no statement carries more than `bytes_max` bytes, one row at least.
-pub(super) fn split<T>(
+pub(crate) fn split<T>(
     rows: &[T],
     bytes_max: usize,
     size_bytes: impl Fn(&T) -> usize,

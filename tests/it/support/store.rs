@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgPool, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, SqliteConnection};
 
 use super::place::Place;
 use super::servers::{self, Postgres};
@@ -93,6 +93,16 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// A transaction of somebody else, open after this statement until it or its connection ends. On a server.
+    pub async fn hold(&self, sql: &str) -> anyhow::Result<PgConnection> {
+        let mut other = PgConnection::connect(&self.url).await?;
+        let held = format!("BEGIN; {sql}");
+        sqlx::raw_sql(AssertSqlSafe(held))
+            .execute(&mut other)
+            .await?;
+        Ok(other)
     }
 
     /// The rows of a query with one column of texts.

@@ -1,6 +1,6 @@
 //! What only SQLite has: one file, one process, queues of its own, transactions that end by themselves.
 
-use super::{Fixture, OPTIONS, claim, message, rule, unique};
+use super::{Fixture, OPTIONS, assert_plain, claim, execute_all, message, rule, unique};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Fate, SessionOptions, Store, StoreError, Value};
 
@@ -85,9 +85,7 @@ async fn ends_the_transaction(fixture: &Fixture, prepare: &[&str], statement: &s
         .execute("CREATE TABLE effects (n BIGINT)", &[])
         .await
         .unwrap();
-    for statement in prepare {
-        session.execute(statement, &[]).await.unwrap();
-    }
+    execute_all(&mut *session, prepare).await;
     session.begin().await.unwrap();
     session.claim(rule(consumer), &[claim(b"k")]).await.unwrap();
     session.savepoint("hapax_message").await.unwrap();
@@ -379,7 +377,7 @@ async fn a_table_that_something_looks_at_is_not_plain() {
     let fixture = Fixture::sqlite().await;
     let mut session = fixture.session().await;
     session.begin().await.unwrap();
-    for statement in [
+    let statements = [
         "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
         "CREATE TABLE Plain (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES parent, total INTEGER CHECK (total > 0))",
         "CREATE TABLE tree (id INTEGER PRIMARY KEY, above INTEGER REFERENCES Tree)",
@@ -387,10 +385,9 @@ async fn a_table_that_something_looks_at_is_not_plain() {
         "CREATE TABLE watched (id INTEGER)",
         "CREATE TRIGGER look AFTER INSERT ON Watched BEGIN DELETE FROM parent; END",
         "CREATE VIEW seen AS SELECT id FROM parent",
-    ] {
-        session.execute(statement, &[]).await.unwrap();
-    }
-    for (schema, table, plain) in [
+    ];
+    execute_all(&mut *session, &statements).await;
+    let tables = [
         (None, "plain", true),
         (Some("main"), "parent", true),
         (Some("temp"), "parent", false),
@@ -399,10 +396,8 @@ async fn a_table_that_something_looks_at_is_not_plain() {
         (None, "watched", false),
         (None, "seen", false),
         (None, "nowhere", false),
-    ] {
-        let answer = session.is_plain(schema, table).await.unwrap();
-        assert_eq!(answer, plain, "{schema:?} {table}");
-    }
+    ];
+    assert_plain(&mut *session, &tables).await;
     session.rollback().await.unwrap();
     fixture.remove().await;
 }

@@ -7,8 +7,7 @@ use sqlx::postgres::PgRow;
 
 use super::ledger::seconds;
 use super::session::{PostgresSession, column};
-use super::waiting::STATEMENT_BYTES;
-use crate::store::stored::{message, split, text, utf8};
+use crate::store::stored::{STATEMENT_BYTES, message, split, text, utf8};
 use crate::store::{
     ConsumerId, HostId, OutboxDepth, OutboxRecord, OutboxRow, Session, StoreError, TAKEN_LANE,
 };

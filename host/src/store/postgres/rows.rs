@@ -11,8 +11,7 @@ use sqlx::{Arguments, AssertSqlSafe, Either, Statement};
 
 use super::encode::{Encoded, base, encode, oid, refuse};
 use super::session::PostgresSession;
-use super::waiting::STATEMENT_BYTES;
-use crate::store::stored::split;
+use crate::store::stored::{STATEMENT_BYTES, split};
 use crate::store::{RowsInsert, StoreError, Value};
 
 /// A type whose arrays can be written: its number, and its name in a cast.

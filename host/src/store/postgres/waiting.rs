@@ -8,13 +8,10 @@ use sqlx::postgres::PgRow;
 
 use super::ledger::seconds;
 use super::session::{PgQuery, PostgresSession, column};
-use crate::store::stored::{broken, distinct, message, split, text};
+use crate::store::stored::{STATEMENT_BYTES, broken, distinct, message, split, text};
 use crate::store::{
     ConsumerId, Session, Start, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow,
 };
-
-/// The bytes of messages that one statement carries at most; the protocol's own limit is 1 GiB.
-pub(super) const STATEMENT_BYTES: usize = 32 << 20;
 
 /// In the order in which `waiting_row` reads them.
 macro_rules! columns {
