@@ -2,7 +2,8 @@
 //!
 //! Effects are plain, bounded data: deferred statements, state writes, outgoing messages. They act only
 //! when [`Transaction::flush`] and the commit write them. Statements that want an answer run at once, on
-//! the connection of the batch, between savepoints where a failure has to be undone alone.
+//! the connection of the batch, between savepoints where a failure has to be undone alone; those whose answer is known
+//! beforehand run with their neighbours (`sql/speculation.rs`).
 //!
 //! Nothing here commits, and nothing here decides what becomes of a failed message.
 
