@@ -215,7 +215,8 @@ async fn accept(listener: TcpListener, server: SocketAddr, line: Line) {
 /// What becomes of a COMMIT that passes.
 enum Verdict {
     Pass,
-    Cut,
+    /// The line ends, and nothing of it has passed.
+    Cut(End),
     /// A part of it, and then a reset.
     Break,
 }
@@ -290,14 +291,19 @@ async fn connect(
 }
 
 impl Line {
+    /// How the rules end this connection, if they do.
+    fn end(&self, rules: &Rules) -> Option<End> {
+        (rules.epoch != self.epoch).then_some(if rules.reset { End::Reset } else { End::Closed })
+    }
+
     /// Waits until the rules end this connection.
     async fn cut(&self, mut rules: watch::Receiver<Rules>) -> End {
         let mut torn = rules.borrow_and_update().torn;
         loop {
             {
                 let rules = rules.borrow_and_update();
-                if rules.epoch != self.epoch {
-                    return if rules.reset { End::Reset } else { End::Closed };
+                if let Some(end) = self.end(&rules) {
+                    return end;
                 }
                 if std::mem::replace(&mut torn, rules.torn) != rules.torn
                     && self.committing.load(Ordering::Acquire)
@@ -336,7 +342,7 @@ impl Line {
                         let sent = direction == Direction::ToServer;
                         self.committing.store(sent, Ordering::Release);
                     }
-                    Verdict::Cut => return End::Closed,
+                    Verdict::Cut(end) => return end,
                     Verdict::Break => {
                         let _ = to.write_all(&piece[..count / 2]).await;
                         return End::Reset;
@@ -368,17 +374,19 @@ impl Line {
             (Direction::ToServer, Commits::Hold) => {
                 self.note(|tally| tally.held += 1);
                 let _held = Held::new(name, &self.holding);
-                let released = rules.wait_for(|rules| rules.commits != Commits::Hold);
+                let released = rules
+                    .wait_for(|rules| rules.commits != Commits::Hold || self.end(rules).is_some());
                 match released.await {
-                    Ok(_) => Verdict::Pass,
-                    Err(_) => Verdict::Cut,
+                    // Both may have changed meanwhile: what was held when its line was cut does not pass.
+                    Ok(rules) => self.end(&rules).map_or(Verdict::Pass, Verdict::Cut),
+                    Err(_) => Verdict::Cut(End::Closed),
                 }
             }
             (Direction::ToServer, Commits::CutBefore { .. })
             | (Direction::ToClient, Commits::CutAfter { .. })
                 if self.cut_one() =>
             {
-                Verdict::Cut
+                Verdict::Cut(End::Closed)
             }
             (Direction::ToClient, Commits::ResetInAnswer { .. }) if self.cut_one() => {
                 Verdict::Break
