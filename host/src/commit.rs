@@ -90,6 +90,8 @@ pub struct Committed {
     pub verdicts: Vec<Verdict>,
     /// What the relay may publish now.
     pub outgoing: Vec<OutboxRecord>,
+    /// How long its handlers and their effects took. The rest is what any transaction costs.
+    pub worked: Duration,
 }
 
 /// What the transaction will do with an item.
@@ -228,6 +230,7 @@ impl Pass<'_> {
 
         failpoint::pass(Point::BeforeEffects);
         let flushed = transaction.flush().await;
+        let worked = began.elapsed();
         failpoint::pass_if(Point::AfterEffects, flushed.is_ok());
         let outgoing = transaction.take_outgoing();
         let speculated = transaction.has_speculated();
@@ -260,7 +263,11 @@ impl Pass<'_> {
             Ok(()) => {
                 failpoint::pass(Point::AfterCommit);
                 self.count(&verdicts);
-                Ok(Committed { verdicts, outgoing })
+                Ok(Committed {
+                    verdicts,
+                    outgoing,
+                    worked,
+                })
             }
             Err(error) => {
                 if matches!(error, StoreError::InDoubt(_)) {

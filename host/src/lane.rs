@@ -101,6 +101,8 @@ pub struct Lane {
     width: usize,
     /// How long a batch may fill while the lane is behind.
     linger: Duration,
+    /// How long the handlers and effects of the last batch took.
+    worked: Duration,
     /// What the running message is charged with.
     started: Option<Started>,
     /// No new batch.
@@ -130,6 +132,7 @@ impl Lane {
             cautious: 0,
             width,
             linger: Duration::ZERO,
+            worked: Duration::ZERO,
             started: None,
             stop,
             abandon,
@@ -435,6 +438,7 @@ impl Lane {
         .await;
         if let Ok(committed) = &result {
             self.cautious = self.cautious.saturating_sub(1);
+            self.worked = committed.worked;
             self.consumer
                 .metrics
                 .batch_seconds
@@ -506,11 +510,14 @@ impl Lane {
         }
     }
 
-    /// Batches that took too long get narrower, others may grow.
+    /// Batches that worked too long get narrower, others may grow. A batch may always work for as long as its
+    /// transaction costs besides: where the database is far away or waits for a standby, narrow ones would only be
+    /// more of them.
     fn widen(&mut self, elapsed: Duration, messages: usize) {
         let limits = self.consumer.batch;
         self.linger = elapsed.min(LINGER_MAX);
-        let share = limits.time.as_secs_f64() / elapsed.as_secs_f64().max(1e-6);
+        let allowed = limits.time.max(elapsed.saturating_sub(self.worked));
+        let share = allowed.as_secs_f64() / self.worked.as_secs_f64().max(1e-6);
         self.width = if share < 1.0 {
             ((messages as f64 * share) as usize).max(1)
         } else {

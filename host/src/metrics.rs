@@ -208,7 +208,7 @@ impl Metrics {
             parked: register!("parked", "Messages parked, by code", Family::default()),
             setbacks: register!(
                 "setbacks",
-                "Batches that were rolled back and ran again, by reason",
+                "Times that a lane was set back and tried again, by reason",
                 Family::default()
             ),
             batch_messages: register!(

@@ -24,6 +24,14 @@ pub async fn slow_ones_only_take_longer(place: &Place) -> Checked {
     lines.to_broker.delay(Duration::from_millis(15));
     lines.to_database.delay(Duration::from_millis(15));
     lines.publish().await?;
+    lines.until_settled().await?;
+    // Each answer takes its time however much it is about, so batches stay wide.
+    let messages = lines.host.metric("hapax_batch_messages_sum").await?;
+    let batches = lines.host.metric("hapax_batch_messages_count").await?;
+    ensure!(
+        messages >= 4 * batches,
+        "{messages} messages took {batches} transactions"
+    );
     lines.assert_survived().await
 }
 

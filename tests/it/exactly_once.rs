@@ -79,9 +79,8 @@ pub async fn two_hosts_on_one_queue_are_killed_in_turn(place: &Place) -> Checked
         // Both are subscribed, so both are given a part of it; one comes to a COMMIT and no further.
         proxy.commits(Commits::Hold);
         broker.publish(orders::QUEUE, portion).await?;
-        proxy
-            .until_holds("hapax points ", random.usize(1..=4))
-            .await?;
+        // Not more for certain: one that runs what a killed host has begun has the floor alone.
+        proxy.until_holds("hapax points ", 1).await?;
         let host = slot.take().expect("a host that is killed is started again");
         host.sigkill()?;
         // The end of its lines has to get through what is held.

@@ -50,7 +50,10 @@ impl Lane {
             };
             match entries {
                 Ok(entries) => break entries,
-                Err(error) => self.pause(&mut trouble, &error).await?,
+                Err(error) => {
+                    self.note_outside(&error);
+                    self.pause(&mut trouble, &error).await?;
+                }
             }
         };
         for ((work, key), entry) in batch
@@ -100,14 +103,14 @@ impl Lane {
                     return self.settle_one(work).await;
                 }
                 Err(error) if error.class() == Class::Ours => return Err(Ended::Broken(error)),
-                Err(StoreError::LockTimeout(error)) if !self.consumer.is_strict() => {
-                    tracing::debug!(consumer = %self.consumer.name, %error, "Key held elsewhere");
-                    self.consumer.metrics.setback("busy");
+                Err(error @ StoreError::LockTimeout(_)) if !self.consumer.is_strict() => {
+                    self.note_outside(&error);
                     self.take_back().await;
                     self.later.push(work);
                     return Ok(());
                 }
                 Err(error) => {
+                    self.note_outside(&error);
                     unheard += i32::from(!matches!(error, StoreError::LockTimeout(_)));
                     self.pause(&mut trouble, &error).await?;
                 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::commit::{Hold, Item, Setback, Verdict};
 use crate::consumer::brake::Brake;
-use crate::store::Status;
+use crate::store::{Status, StoreError};
 
 use super::Lane;
 
@@ -68,9 +68,22 @@ impl Lane {
             Setback::World(error) => ("world", Some(error)),
             Setback::Ours(error) => ("ours", Some(error)),
         };
+        self.count_setback(reason, error);
+    }
+
+    /// The store has failed this lane between two batches.
+    pub(super) fn note_outside(&self, error: &StoreError) {
+        let reason = match error {
+            StoreError::LockTimeout(_) => "busy",
+            _ => "world",
+        };
+        self.count_setback(reason, Some(error));
+    }
+
+    fn count_setback(&self, reason: &str, error: Option<&StoreError>) {
         self.consumer.metrics.setback(reason);
         if let Some(error) = error {
-            tracing::debug!(consumer = %self.consumer.name, reason, %error, "Batch rolled back");
+            tracing::debug!(consumer = %self.consumer.name, reason, %error, "Lane set back");
         }
     }
 

@@ -99,12 +99,17 @@ impl Lines {
             .await
     }
 
+    /// Waits until the host is done with what is published.
+    pub async fn until_settled(&self) -> anyhow::Result<()> {
+        scene::until_settled(&self.host, &self.broker, orders::QUEUE, &self.store).await
+    }
+
     /// The same process has come through, and each order was applied once.
     pub async fn assert_survived(mut self) -> anyhow::Result<()> {
         while self.published < self.orders.messages.len() {
             self.publish().await?;
         }
-        scene::until_settled(&self.host, &self.broker, orders::QUEUE, &self.store).await?;
+        self.until_settled().await?;
         ensure!(self.host.is_running()?, "the host has ended");
         self.host.stop().await?;
         orders::assert_exactly_once(&self.orders, &self.store, &self.broker).await
