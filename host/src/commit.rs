@@ -94,6 +94,14 @@ pub struct Committed {
     pub worked: Duration,
 }
 
+impl Committed {
+    /// How many messages it is about. A row that was gone before is none of them.
+    pub fn messages(&self) -> usize {
+        let here = |verdict: &&Verdict| **verdict != Verdict::Gone;
+        self.verdicts.iter().filter(here).count()
+    }
+}
+
 /// What the transaction will do with an item.
 enum Plan {
     /// Run it; so many attempts came before.

@@ -446,7 +446,7 @@ impl Lane {
             self.consumer
                 .metrics
                 .batch_messages
-                .observe(committed.verdicts.len() as f64);
+                .observe(committed.messages() as f64);
         }
         result
     }
