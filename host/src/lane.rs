@@ -8,6 +8,7 @@
 mod alone;
 mod floor;
 mod inbox;
+mod pace;
 mod pulse;
 mod report;
 mod work;
@@ -29,6 +30,7 @@ use crate::relay::RelayHandle;
 use crate::store::{Claim, ClaimRule, Session, StoreError};
 
 use alone::Started;
+use pace::Pace;
 use work::{is_forgotten, works};
 
 pub use floor::Floor;
@@ -44,10 +46,6 @@ const MAX_POISON: u32 = 3;
 
 /// Batches that run with savepoints after one that needed them.
 const CAUTIOUS_BATCHES: u32 = 16;
-
-/// While it is behind, a lane lets a batch fill for as long as the last one took, and for no longer than this: every
-/// batch has its round trips, its commit and its acknowledgement, and a fuller one shares them among more messages.
-const LINGER_MAX: Duration = Duration::from_millis(15);
 
 /// How long a lane whose invariants are broken tries to take back the start of its message.
 const BROKEN_PATIENCE: Duration = Duration::from_secs(1);
@@ -97,12 +95,7 @@ pub struct Lane {
     held: Vec<Work>,
     /// How many more batches run with savepoints.
     cautious: u32,
-    /// How many messages a batch may hold at the moment: halved by conflicts, grown by success.
-    width: usize,
-    /// How long a batch may fill while the lane is behind.
-    linger: Duration,
-    /// How long the handlers and effects of the last batch took.
-    worked: Duration,
+    pace: Pace,
     /// What the running message is charged with.
     started: Option<Started>,
     /// No new batch.
@@ -120,7 +113,7 @@ impl Lane {
         stop: CancellationToken,
         abandon: CancellationToken,
     ) -> Self {
-        let width = consumer.batch.messages;
+        let pace = Pace::new(consumer.batch);
         Self {
             consumer,
             number,
@@ -130,9 +123,7 @@ impl Lane {
             later: Vec::new(),
             held: Vec::new(),
             cautious: 0,
-            width,
-            linger: Duration::ZERO,
-            worked: Duration::ZERO,
+            pace,
             started: None,
             stop,
             abandon,
@@ -251,7 +242,7 @@ impl Lane {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(Ended::Stopped),
-            batch = self.inbox.next(limits, patience, self.linger) => batch.ok_or(Ended::Stopped),
+            batch = self.inbox.next(limits, patience, self.pace.linger) => batch.ok_or(Ended::Stopped),
         }
     }
 
@@ -272,7 +263,7 @@ impl Lane {
             for work in batch {
                 let started = Instant::now();
                 self.settle_one(work).await?;
-                self.widen(started.elapsed(), 1);
+                self.pace.widen(started.elapsed(), 1);
             }
             return Ok(Vec::new());
         }
@@ -295,7 +286,7 @@ impl Lane {
                 Ok(committed) => {
                     let begun = committed.verdicts.len();
                     let left = works(items.split_off(begun), origins.split_off(begun)).collect();
-                    self.widen(started.elapsed(), begun);
+                    self.pace.widen(started.elapsed(), begun);
                     self.conclude(committed, &items, origins);
                     return Ok(left);
                 }
@@ -314,7 +305,7 @@ impl Lane {
                 // Each half that meets the held key would wait for it anew: only one message should.
                 Setback::Split(StoreError::LockTimeout(_)) => break 1,
                 Setback::Split(_) => {
-                    self.width = (self.width / 2).max(1);
+                    self.pace.halve();
                     break items.len() / 2;
                 }
                 Setback::Busy(error) | Setback::World(error) => {
@@ -438,7 +429,7 @@ impl Lane {
         .await;
         if let Ok(committed) = &result {
             self.cautious = self.cautious.saturating_sub(1);
-            self.worked = committed.worked;
+            self.pace.worked = committed.worked;
             self.consumer
                 .metrics
                 .batch_seconds
@@ -505,24 +496,12 @@ impl Lane {
     /// How many messages the next batch may hold.
     fn messages(&self) -> usize {
         match self.cautious {
-            0 => self.width,
-            _ => self.width.min(self.consumer.store.traits().max_savepoints),
+            0 => self.pace.width,
+            _ => self
+                .pace
+                .width
+                .min(self.consumer.store.traits().max_savepoints),
         }
-    }
-
-    /// Batches that worked too long get narrower, others may grow. A batch may always work for as long as its
-    /// transaction costs besides: where the database is far away or waits for a standby, narrow ones would only be
-    /// more of them.
-    fn widen(&mut self, elapsed: Duration, messages: usize) {
-        let limits = self.consumer.batch;
-        self.linger = elapsed.min(LINGER_MAX);
-        let allowed = limits.time.max(elapsed.saturating_sub(self.worked));
-        let share = allowed.as_secs_f64() / self.worked.as_secs_f64().max(1e-6);
-        self.width = if share < 1.0 {
-            ((messages as f64 * share) as usize).max(1)
-        } else {
-            (self.width + self.width / 8 + 1).min(limits.messages)
-        };
     }
 
     async fn connect(&mut self) -> Result<&mut dyn Session, StoreError> {

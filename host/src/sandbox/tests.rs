@@ -3,6 +3,7 @@
 pub(crate) mod component;
 mod executor;
 mod loading;
+mod repeating;
 mod running;
 mod session;
 mod views;
