@@ -242,8 +242,11 @@ impl Pulse {
 
     fn run(&self, engine: &EngineWeak) {
         let mut idle_ticks = 0;
-        while !self.stopped.load(Ordering::SeqCst) {
+        loop {
             thread::sleep(TICK);
+            if self.stopped.load(Ordering::SeqCst) {
+                return;
+            }
             let Some(engine) = engine.upgrade() else {
                 return;
             };

@@ -24,7 +24,9 @@ use session::{FakeSession, Journal};
 const MIB: u64 = 1024 * 1024;
 
 /// One for all tests, as one serves all consumers of a process.
-static SANDBOX: LazyLock<Arc<Sandbox>> = LazyLock::new(|| {
+static SANDBOX: LazyLock<Arc<Sandbox>> = LazyLock::new(sandbox);
+
+fn sandbox() -> Arc<Sandbox> {
     let options = SandboxOptions {
         concurrent_instances: 8,
         max_memory: 64 * MIB,
@@ -32,7 +34,7 @@ static SANDBOX: LazyLock<Arc<Sandbox>> = LazyLock::new(|| {
         metered: false,
     };
     Sandbox::new(options).expect("the engine starts")
-});
+}
 
 fn load(component: &[u8]) -> Plugin {
     Plugin::from_bytes(&SANDBOX, "test.wasm", component).expect("the component loads")
