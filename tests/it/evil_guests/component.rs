@@ -14,7 +14,7 @@ pub fn of_table_bomb(dir: &Path) -> anyhow::Result<PathBuf> {
     let mut resolve = Resolve::new();
     let (package, _) = resolve.push_path(Path::new(HERE).join("../wit"))?;
     let world = resolve.select_world(&[package], Some("handler"))?;
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false)?;
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)?;
     let component = ComponentEncoder::default().module(&module)?.encode()?;
     let file = dir.join("table_bomb.wasm");
     std::fs::write(&file, component)?;

@@ -118,10 +118,10 @@ pub fn component(module: &str) -> Vec<u8> {
     let world = resolve
         .select_world(&[package], Some("guest"))
         .expect("the world is there");
-    embed_component_metadata(&mut wasm, &resolve, world, StringEncoding::UTF8, false)
+    embed_component_metadata(&mut wasm, &resolve, world, StringEncoding::UTF8)
         .expect("the world can be embedded");
     ComponentEncoder::default()
         .module(&wasm)
-        .and_then(|encoder| encoder.encode())
+        .and_then(|mut encoder| encoder.encode())
         .expect("the module fits the world")
 }
