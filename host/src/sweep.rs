@@ -37,10 +37,12 @@ pub async fn run(consumer: Arc<Consumer>, stop: CancellationToken) {
             _ => trouble.pause(),
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
         let walked = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             walked = walk(&consumer, retention) => walked,
         };
