@@ -14,9 +14,13 @@ struct Place {
     directory: tempfile::TempDir,
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
+/// How often somebody may take a port that was free.
+const MAX_PORTS_LOST: usize = 5;
+
+/// Two that differ. Somebody else may take them before they are used.
+fn free_ports() -> [u16; 2] {
+    let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    listeners.map(|listener| listener.local_addr().expect("an address").port())
 }
 
 async fn start(config: &Arc<Config>, directory: &Path) -> Result<Servers, ListenError> {
@@ -35,19 +39,22 @@ async fn start(config: &Arc<Config>, directory: &Path) -> Result<Servers, Listen
 impl Place {
     async fn new(token: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let text = format!(
-            "[health]\nlisten = \"127.0.0.1:{}\"\n[admin]\nlisten = \"127.0.0.1:{}\"\n{token}\n",
-            free_port(),
-            free_port()
-        );
         let path = directory.path().join("hapax.toml");
-        let config = Arc::new(config::parse(&path, &text, &Machine).expect("a configuration"));
-        let servers = start(&config, directory.path()).await.expect("free ports");
-        Self {
-            servers,
-            config,
-            directory,
+        for _ in 0..MAX_PORTS_LOST {
+            let [health, admin] = free_ports();
+            let text = format!(
+                "[health]\nlisten = \"127.0.0.1:{health}\"\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n{token}\n"
+            );
+            let config = Arc::new(config::parse(&path, &text, &Machine).expect("a configuration"));
+            if let Ok(servers) = start(&config, directory.path()).await {
+                return Self {
+                    servers,
+                    config,
+                    directory,
+                };
+            }
         }
+        panic!("no free ports in {MAX_PORTS_LOST} attempts");
     }
 
     async fn get(&self, path: &str) -> (u16, String) {

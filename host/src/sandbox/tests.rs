@@ -40,7 +40,8 @@ fn load(component: &[u8]) -> Plugin {
     Plugin::from_bytes(&SANDBOX, "test.wasm", component).expect("the component loads")
 }
 
-/// A consumer that may write the tables whose names the fake session knows.
+/// A consumer that may write the tables whose names the fake session knows. Its limits of time are for tests that
+/// set them: on a busy machine anything may take long.
 fn environment() -> Environment {
     let write = ["t_rows", "t_slow", "t_taken", "t_lost"];
     let none: [&str; 0] = [];
@@ -54,7 +55,11 @@ fn environment() -> Environment {
     };
     Environment {
         consumer: "tests".into(),
-        limits: Limits::default(),
+        limits: Limits {
+            cpu: Duration::from_secs(60),
+            wall: Duration::from_secs(60),
+            ..Limits::default()
+        },
         config: BTreeMap::from([("rate".into(), "10".into())]),
         composer: Composer {
             consumer: ConsumerId(1),

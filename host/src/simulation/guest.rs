@@ -12,7 +12,8 @@ use crate::sandbox::{Plugin, Sandbox, SandboxOptions, tests::component};
 
 pub static PLUGIN: LazyLock<Arc<PluginFile>> = LazyLock::new(|| {
     let options = SandboxOptions {
-        concurrent_instances: 8,
+        // No schedule waits for another one's: it would be another schedule then.
+        concurrent_instances: 64,
         max_memory: 16 << 20,
         max_table_elements: 10_000,
         metered: false,

@@ -35,9 +35,12 @@ use crate::message::tests::every_property;
 
 const OPTIONS: SessionOptions = SessionOptions {
     statement_timeout: Duration::from_secs(10),
-    lock_timeout: Duration::from_millis(300),
+    lock_timeout: Duration::from_secs(8),
     idle_timeout: Duration::from_secs(60),
 };
+
+/// For those who shall wait in vain.
+const SHORT: Duration = Duration::from_millis(300);
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -96,7 +99,7 @@ impl Fixture {
 
     fn memory() -> Self {
         Self {
-            store: Arc::new(crate::simulation::calm_store(OPTIONS.lock_timeout)),
+            store: Arc::new(crate::simulation::calm_store(SHORT)),
             name: unique(),
             directory: None,
             postgres_url: None,
@@ -118,6 +121,16 @@ impl Fixture {
 
     async fn session(&self) -> Box<dyn Session> {
         self.store.session(&self.name).await.unwrap()
+    }
+
+    /// One that does not wait long for a lock.
+    async fn impatient_session(&self) -> Box<dyn Session> {
+        let mut session = self.session().await;
+        if self.is_postgres() {
+            let short = format!("SET lock_timeout = {}", SHORT.as_millis());
+            session.execute(&short, &[]).await.unwrap();
+        }
+        session
     }
 
     async fn consumer(&self) -> ConsumerId {

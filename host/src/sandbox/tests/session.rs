@@ -36,6 +36,8 @@ impl FakeSession {
             while pulse.epochs() < until {
                 tokio::task::yield_now().await;
             }
+            // The guest is charged from the next turn on, and not for the end of the wait.
+            tokio::task::yield_now().await;
         }
         if statement.contains("t_slow") {
             std::future::pending::<()>().await;

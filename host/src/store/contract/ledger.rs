@@ -192,7 +192,7 @@ async fn consumers_do_not_share_keys(fixture: &Fixture) {
 }
 
 /// Waits until another session of the fixture waits for a lock. With one writer there is nothing to see.
-async fn somebody_waits(fixture: &Fixture) {
+pub(super) async fn somebody_waits(fixture: &Fixture) {
     if !fixture.is_postgres() {
         return;
     }
@@ -255,7 +255,7 @@ async fn a_claim_that_waits_too_long_is_told_so(fixture: &Fixture) {
     let mut first = fixture.session().await;
     first.begin().await.unwrap();
     first.claim(rule(consumer), &[claim(b"k")]).await.unwrap();
-    let mut second = fixture.session().await;
+    let mut second = fixture.impatient_session().await;
     second.begin().await.unwrap();
     let error = second
         .claim(rule(consumer), &[claim(b"k")])

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::ledger::somebody_waits;
 use super::{Fixture, in_every_dialect, in_memory, waiting};
 use crate::store::{ConsumerId, Session, Status, WaitingFilter, WaitingRow};
 
@@ -176,7 +177,8 @@ async fn nobody_joins_a_line_while_its_first_row_is_being_settled(fixture: &Fixt
         joins.rollback().await.unwrap();
         lines
     });
-    // Long enough for it to wait; it sees the same whether or not it has begun to.
+    somebody_waits(fixture).await;
+    // Where nothing is to be seen, long enough for it to wait; it sees the same whether or not it has begun to.
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!join.is_finished(), "it has to wait for the first row");
     settles

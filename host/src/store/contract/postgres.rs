@@ -290,7 +290,7 @@ async fn the_role_cannot_weaken_a_session(fixture: &Fixture) {
         ("transaction_isolation", "read committed"),
         ("standard_conforming_strings", "on"),
         ("application_name", "weak"),
-        ("lock_timeout", "300ms"),
+        ("lock_timeout", "8s"),
         ("statement_timeout", "10s"),
         ("search_path", &*format!("{}, public", fixture.name)),
     ] {

@@ -62,6 +62,7 @@ async fn what_was_committed_is_there_after_a_restart() {
     let consumer = fixture.consumer().await;
     super::commit_keys(&mut *fixture.session().await, consumer, &[b"k"]).await;
     let directory = fixture.directory.clone().unwrap();
+    fixture.store.close().await;
     fixture.store =
         std::sync::Arc::new(SqliteStore::open(&directory.join("other.db"), OPTIONS).unwrap());
     let store = SqliteStore::open(&directory.join("hapax.db"), OPTIONS).unwrap();

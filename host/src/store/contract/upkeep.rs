@@ -74,7 +74,7 @@ async fn marks_are_counted_and_end_with_their_session(fixture: &Fixture) {
 
 async fn a_mark_that_is_seized_is_nobody_elses(fixture: &Fixture) {
     let mark = Mark::Rules(fixture.consumer().await);
-    let mut host = fixture.session().await;
+    let mut host = fixture.impatient_session().await;
     let mut operator = fixture.session().await;
     host.upkeep().hold_mark(mark).await.unwrap();
     assert!(!operator.upkeep().seize_mark(mark).await.unwrap());
