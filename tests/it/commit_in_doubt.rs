@@ -1,5 +1,8 @@
 //! The host cannot know whether its COMMIT took effect. The broker is well all the while.
 
+use std::cell::Cell;
+use std::future::pending;
+
 use anyhow::ensure;
 
 use crate::Checked;
@@ -135,7 +138,25 @@ async fn commits_wait_for_a_standby(store: &Store) -> Checked {
     store
         .execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         .await?;
-    store.execute("SELECT pg_reload_conf()").await
+    store.execute("SELECT pg_reload_conf()").await?;
+    // It does when it comes to it.
+    wait::until("commits to wait", wait::PATIENCE, async || {
+        let waits = Cell::new(false);
+        let write = store.execute("SELECT pg_logical_emit_message(true, 'tests', '')");
+        let cancel = async {
+            let process = until_one_waits(store).await?;
+            waits.set(true);
+            let cancel = format!("SELECT pg_cancel_backend({process})");
+            store.execute(&cancel).await?;
+            pending::<anyhow::Result<()>>().await
+        };
+        tokio::select! {
+            written = write => written?,
+            cancelled = cancel => cancelled?,
+        }
+        Ok(waits.get().then_some(()))
+    })
+    .await
 }
 
 async fn commits_wait_no_more(store: &Store) -> Checked {

@@ -61,7 +61,7 @@ pub async fn a_second_signal_ends_it_at_once_and_loses_nothing(place: &Place) ->
     );
     host.sigterm()?;
     assert_eq!(host.exit_code().await?, 1);
-    assert_eq!(scene.broker.left_over(IN).await?, 1);
+    scene.broker.until_left(IN, 1).await?;
     assert_eq!(scene.effects().await?, [""; 0]);
     Ok(())
 }
@@ -72,7 +72,7 @@ pub async fn a_drain_that_takes_too_long_is_given_up(place: &Place) -> Checked {
     let mut host = hanging(place, &scene, "shutdown-timeout = \"300ms\"").await?;
     host.sigterm()?;
     assert_eq!(host.exit_code().await?, 1);
-    assert_eq!(scene.broker.left_over(IN).await?, 1);
+    scene.broker.until_left(IN, 1).await?;
     assert_eq!(scene.effects().await?, [""; 0]);
     Ok(())
 }
@@ -125,7 +125,7 @@ pub async fn what_it_gives_up_is_held_against_no_message(place: &Place) -> Check
         }
         assert_eq!(host.exit_code().await?, 1);
         assert_eq!(scene.store.count("hapax_ledger").await?, 0, "{shutdown}");
-        assert_eq!(scene.broker.left_over(IN).await?, 1);
+        scene.broker.until_left(IN, 1).await?;
     }
     assert_eq!(scene.effects().await?, [""; 0]);
     Ok(())
@@ -167,8 +167,8 @@ pub async fn what_was_only_fetched_goes_back(place: &Place, scene: Scene) -> Che
     host.until_metric("hapax_committed_total", 1).await?;
     host.stop().await?;
     let committed = scene.store.fates().await?.committed;
-    let left_over = i64::from(scene.broker.left_over(IN).await?);
-    assert_eq!(committed + left_over, 2_000);
+    let left = 2_000 - usize::try_from(committed)?;
+    scene.broker.until_left(IN, left).await?;
     assert_eq!(i64::try_from(scene.sent().await?.len())?, committed);
     Ok(())
 }

@@ -23,7 +23,11 @@ pub use refused::wasi_http;
 
 /// Runs a guest whose one sin is switched on with `true`.
 async fn run(place: &Place, scene: Scene, guest: &str, code: &str) -> anyhow::Result<Aftermath> {
-    let ground = Ground::new(place, scene, guest)?;
+    let mut ground = Ground::new(place, scene, guest)?;
+    if code != "cpu-limit" {
+        // It is another limit that ends it, however long it has to wait for a processor.
+        ground = ground.limits(r#"{ cpu = "30s", wall = "60s" }"#);
+    }
     ground.run(&[json!(true)], code).await
 }
 
@@ -93,7 +97,7 @@ pub async fn endless_search(place: &Place, scene: Scene) -> Checked {
 
 /// The value is made in the database, or not at all; the host's memory does not see it.
 pub async fn huge_value(place: &Place, scene: Scene) -> Checked {
-    let ground = Ground::new(place, scene, "huge_value")?;
+    let ground = Ground::new(place, scene, "huge_value")?.limits(r#"{ wall = "60s" }"#);
     run_numbers(ground, 4, "sql-limit").await
 }
 

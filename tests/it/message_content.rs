@@ -269,7 +269,12 @@ pub async fn ids_are_equal_in_every_attempt(place: &Place) -> Checked {
     let host = Host::start(place, &original.config("original", original.probe()?)).await?;
     host.stop().await?;
     let copied = Place::of("ids-of-a-copy")?;
-    std::fs::copy(place.dir.join("hapax.db"), copied.dir.join("hapax.db"))?;
+    for file in ["hapax.db", "hapax.db-wal"] {
+        let from = place.dir.join(file);
+        if from.exists() {
+            std::fs::copy(from, copied.dir.join(file))?;
+        }
+    }
     let copy = Scene {
         store: Store::sqlite(&copied),
         broker: servers::rabbit().await?.create_vhost().await?,

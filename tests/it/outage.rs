@@ -69,11 +69,7 @@ pub async fn across_five_restarts_it_loses_no_message(place: &Place) -> Checked 
         let ended = host::run_to_end(place, &config).await?;
         assert_eq!(ended.code, Some(69), "start {start}: {ended:?}");
     }
-    assert_eq!(
-        scene.broker.left_over(QUEUE).await? as usize,
-        MESSAGES,
-        "messages that the broker has kept"
-    );
+    scene.broker.until_left(QUEUE, MESSAGES).await?;
     proxy.refuse(false);
     let host = Host::start(place, &config).await?;
     assert_all_applied(&scene, host).await
@@ -92,13 +88,13 @@ pub async fn longer_than_the_broker_waits_it_gives_messages_back_once(place: &Pl
     proxy.refuse(true);
     proxy.cut();
     scene.broker.publish(QUEUE, &messages()).await?;
-    host.until_metric("hapax_deliveries_total", MESSAGES as u64)
-        .await?;
+    host.until_metric("hapax_deliveries_total", 1).await?;
     let given_back = async || {
         let depth = scene.broker.depth(QUEUE).await?;
         Ok((depth.consumers == 0 && depth.ready as usize == MESSAGES).then_some(()))
     };
     wait::until("the messages to be given back", wait::PATIENCE, given_back).await?;
+    let deliveries = host.metric("hapax_deliveries_total").await?;
     // It looks for the database meanwhile, and not for messages.
     let log = || std::fs::read_to_string(place.dir.join("host.log"));
     wait::until("the host to miss the store", wait::PATIENCE, async || {
@@ -109,7 +105,7 @@ pub async fn longer_than_the_broker_waits_it_gives_messages_back_once(place: &Pl
     .await?;
     assert_eq!(
         host.metric("hapax_deliveries_total").await?,
-        MESSAGES as u64,
+        deliveries,
         "deliveries while the database was away"
     );
     proxy.refuse(false);
@@ -174,9 +170,10 @@ pub async fn a_consumer_that_is_stopped_gives_back_what_it_holds(place: &Place) 
         .config("host", consumer()?)
         .store_line("lock-timeout = \"200ms\"");
     let mut host = Host::start(place, &config).await?;
+    // Whoever waits for its claim waits for as long as it takes.
     let mut other = scene
         .store
-        .hold("LOCK TABLE t_effects IN ACCESS EXCLUSIVE MODE")
+        .hold("LOCK TABLE hapax_ledger IN ACCESS EXCLUSIVE MODE")
         .await?;
     scene.broker.publish(QUEUE, &messages()).await?;
     host.until_metric("hapax_deliveries_total", MESSAGES as u64)

@@ -36,11 +36,8 @@ pub async fn that_no_frame_can_hold_end_no_connection(place: &Place, scene: Scen
         scene.store.count("hapax_outbox").await
     })
     .await?;
-    let listed = host
-        .cli(&["outbox", "list", "--failed", "--json"])
-        .await?
-        .json()?;
-    let error = listed[0]["error"].as_str().context("no error is told")?;
+    let row = scene::failed_row(&host).await?;
+    let error = row["error"].as_str().context("no error is told")?;
     assert!(error.contains("the broker allows frames of"), "{error}");
     assert_eq!(
         host.said("The broker does not take messages")?,

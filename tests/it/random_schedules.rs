@@ -104,6 +104,8 @@ async fn run(
         .set("lanes", &way.lanes.to_string())
         // What a second attempt meets depends on when it comes.
         .set("retry", "{ max-attempts = 1 }")
+        // It is its memory that ends a message, however long it has to wait for a processor.
+        .set("limits", r#"{ cpu = "20s", wall = "60s" }"#)
         .set("batch", &way.batch.to_string());
     let host = Host::start(place, &scene.config(way.label, consumer)).await?;
     scene::until_settled(&host, &scene.broker, IN, &scene.store).await?;

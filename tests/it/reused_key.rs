@@ -64,10 +64,10 @@ pub async fn while_the_first_payload_waits_the_second_is_parked(
     place: &Place,
     scene: Scene,
 ) -> Checked {
-    let retry = r#"{ max-attempts = 5, delay = "50ms", max-delay = "1m" }"#;
+    let retry = r#"{ max-attempts = 5, delay = "50ms", max-delay = "20m" }"#;
     let config = scene.config("host", scene.probe()?.set("retry", retry));
     let host = Host::start(place, &config).await?;
-    let again = json!({"retry_until_attempt": 2, "after_ms": 1_500});
+    let again = json!({"retry_until_attempt": 2, "after_ms": 600_000});
     let first = message("k", &[again, insert("k", 0), publish("k")]);
     scene.publish(&[first]).await?;
     host.until_metric("hapax_failed_total", 1).await?;
@@ -75,6 +75,11 @@ pub async fn while_the_first_payload_waits_the_second_is_parked(
     host.until_metric("hapax_parked_total", 1).await?;
     let waiting = scene.store.waiting().await?;
     assert_eq!(waiting, ["parked key-reused", "retry retry"]);
+    host.stop().await?;
+
+    let now = "UPDATE hapax_waiting SET due_at = failed_at WHERE status = 'retry'";
+    scene.store.execute(now).await?;
+    let host = Host::start(place, &config).await?;
     host.until_metric("hapax_committed_total", 1).await?;
     scene.finish(host).await?;
     assert_first_payload_won(&scene, &["k"]).await

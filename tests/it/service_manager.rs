@@ -18,14 +18,13 @@ pub async fn hears_of_start_life_and_stop(place: &Place) -> Checked {
     let socket = UnixDatagram::bind(&path)?;
     socket.set_nonblocking(true)?;
     let mut heard = String::new();
-    let mut hear = async |what: &str| {
-        heard.clear();
+    let mut hear = async |what: &str, times: usize| {
         wait::until(what, wait::PATIENCE, async || {
             let mut datagram = [0; 4096];
             while let Ok(bytes) = socket.recv(&mut datagram) {
                 heard.push_str(&String::from_utf8_lossy(&datagram[..bytes]));
             }
-            Ok(heard.contains(what).then_some(()))
+            Ok((heard.matches(what).count() >= times).then_some(()))
         })
         .await
         .with_context(|| format!("it said: {heard}"))
@@ -36,14 +35,12 @@ pub async fn hears_of_start_life_and_stop(place: &Place) -> Checked {
     ];
     let config = scene.config("host", scene.probe()?);
     let mut host = Host::launch_with(place, &config, &variables)?;
-    hear("READY=1\n").await?;
-    hear("STATUS=1 of 1 consumers take messages\n").await?;
+    hear("READY=1\n", 1).await?;
+    hear("STATUS=1 of 1 consumers take messages\n", 1).await?;
     host.until_ready().await?;
-    for _ in 0..3 {
-        hear("WATCHDOG=1\n").await?;
-    }
+    hear("WATCHDOG=1\n", 3).await?;
     host.sigterm()?;
-    hear("STOPPING=1\n").await?;
+    hear("STOPPING=1\n", 1).await?;
     let ended = tokio::time::timeout(Duration::from_secs(60), host.exit_code()).await??;
     assert_eq!(ended, 0);
     Ok(())

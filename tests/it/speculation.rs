@@ -28,7 +28,9 @@ async fn run(place: &Place, scene: &Scene, messages: &[Message]) -> Checked {
         .probe()?
         .set("lanes", "1")
         .set("retry", "{ max-attempts = 1 }")
-        .set("batch", "50");
+        .set("batch", "50")
+        // A machine that is slow makes no batch smaller.
+        .set("batch-time", "\"60s\"");
     let host = Host::start(place, &scene.config("speculation", consumer)).await?;
     scene::until_settled(&host, &scene.broker, IN, &scene.store).await?;
     host.stop().await
@@ -107,8 +109,8 @@ pub async fn that_wait_for_a_lock_are_not_held_against_a_neighbour(place: &Place
     let consumer = scene
         .probe()?
         .set("lanes", "1")
-        .set("retry", "{ max-attempts = 1 }")
-        .set("limits", r#"{ wall = "400ms" }"#);
+        .set("retry", r#"{ max-attempts = 3, delay = "50ms" }"#)
+        .set("limits", r#"{ wall = "1s" }"#);
     // Both outlast the messages: it is their own limit that ends them.
     let mut config = scene.config("speculation", consumer);
     for line in ["lock-timeout = \"60s\"", "statement-timeout = \"60s\""] {

@@ -30,7 +30,10 @@ pub async fn an_attempt_that_is_out_of_time_applies_nothing(place: &Place) -> Ch
         scene::ordinary("after"),
     ];
     scene.publish(&messages).await?;
-    let consumer = scene.probe()?.set("limits", r#"{ wall = "400ms" }"#);
+    let consumer = scene.probe()?.set("limits", r#"{ wall = "400ms" }"#).set(
+        "retry",
+        r#"{ max-attempts = 100, delay = "50ms", max-delay = "200ms" }"#,
+    );
     // All of them outlast the message: it is its own limit that ends it.
     let mut config = scene.config("host", consumer.set("lanes", "1"));
     for line in ["lock-timeout = \"60s\"", "statement-timeout = \"60s\""] {

@@ -21,6 +21,9 @@ use crate::support::wait;
 
 use super::{good, root, test};
 
+/// Their runtimes work long for a message, and longer where they have to wait for a processor.
+const PATIENT: &str = r#"{ cpu = "30s", wall = "60s" }"#;
+
 /// A language that brings its own runtime.
 struct Language {
     /// As `hapax new --lang` calls it.
@@ -78,7 +81,9 @@ impl Language {
         let broker = servers::rabbit().await?.create_vhost().await?;
         broker.declare(&[orders::QUEUE, orders::OUTPUT]).await?;
         let orders = Orders::generate(&mut place.random(), 300, 60);
-        let consumer = Consumer::points()?.set("plugin", &format!("\"{}\"", component.display()));
+        let consumer = Consumer::points()?
+            .set("plugin", &format!("\"{}\"", component.display()))
+            .set("limits", PATIENT);
         let config = Config::new("host", &store.url, &broker.url).consumer(consumer);
         let host = Host::start_patiently(place, &config).await?;
         broker.publish(orders::QUEUE, &orders.messages).await?;
@@ -138,6 +143,7 @@ impl Language {
         let consumer = Consumer::running("all-of-it", IN, &component)
             .set("grant", r#"{ write = ["t_values"] }"#)
             .set("config", r#"{ rate = "10" }"#)
+            .set("limits", PATIENT)
             .set(
                 "targets",
                 r#"{ out = { exchange = "", routing-key = "out" } }"#,

@@ -227,13 +227,24 @@ impl VirtualHost {
         Ok(depth)
     }
 
-    /// Waits until the queue has given everything back that a dead or stopped consumer held,
-    /// and returns the number of messages in it.
+    /// Waits until the queue has got everything back that a dead consumer held, and returns the number of messages in
+    /// it. For one that was stopped see [`VirtualHost::until_left`].
     pub async fn left_over(&self, queue: &str) -> anyhow::Result<u32> {
         let what = format!("queue {queue} to lose its consumers");
         wait::until(&what, wait::PATIENCE, async || {
             let depth = self.depth(queue).await?;
             Ok((depth.consumers == 0).then_some(depth.ready))
+        })
+        .await
+    }
+
+    /// Waits until a queue has no consumers and so many messages. What a consumer had that has cancelled comes back
+    /// later, with its channel; and a quorum queue whose leader is slow to answer says that it is empty.
+    pub async fn until_left(&self, queue: &str, ready: usize) -> anyhow::Result<()> {
+        let what = format!("consumers and messages of queue {queue}");
+        wait::until_equal(&what, (0, ready), async || {
+            let depth = self.depth(queue).await?;
+            Ok((depth.consumers, depth.ready as usize))
         })
         .await
     }

@@ -160,9 +160,11 @@ impl Host {
     /// Waits until a metric has reached a value.
     pub async fn until_metric(&self, name: &str, at_least: u64) -> anyhow::Result<()> {
         let what = format!("{name} to reach {at_least}");
-        wait::until(&what, wait::PATIENCE, async || {
-            Ok((self.metric(name).await? >= at_least).then_some(()))
-        })
+        wait::until_is(
+            &what,
+            async || self.metric(name).await,
+            |value| *value >= at_least,
+        )
         .await
     }
 
@@ -206,7 +208,9 @@ impl Host {
     pub async fn until_killed_at(mut self, point: Point) -> anyhow::Result<()> {
         let child = &mut self.child;
         let what = format!("the host to be killed at {point}");
-        let status = wait::until(&what, wait::PATIENCE, async || Ok(child.try_wait()?)).await?;
+        // It may have much to do before, and nothing tells how far it is.
+        let patience = wait::PATIENCE * 4;
+        let status = wait::until(&what, patience, async || Ok(child.try_wait()?)).await?;
         let said = std::fs::read_to_string(&self.log)?;
         ensure!(
             status.signal() == Some(9) && said.contains(&format!("failpoint {point}: kill")),

@@ -15,7 +15,7 @@ pub fn free() -> u16 {
     let given = given.get_or_insert_default();
     loop {
         let port = fastrand::u16(20_000..32_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() && given.insert(port) {
+        if given.insert(port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }

@@ -91,8 +91,13 @@ enum Direction {
 
 impl Proxy {
     pub async fn to(server: SocketAddr) -> anyhow::Result<Proxy> {
-        let address = SocketAddr::from(([127, 0, 0, 1], ports::free()));
-        let listener = TcpListener::bind(address).await?;
+        let listener = wait::until("a port for the proxy", wait::PATIENCE, async || {
+            // A child that was forked while the port was tried may hold it until it is another program.
+            let listener = TcpListener::bind(("127.0.0.1", ports::free())).await?;
+            Ok(Some(listener))
+        })
+        .await?;
+        let address = listener.local_addr()?;
         let rules = Arc::new(watch::Sender::new(Rules::default()));
         let tally = Arc::new(Mutex::new(Tally::default()));
         let holding = Holding::default();

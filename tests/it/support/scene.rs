@@ -135,9 +135,8 @@ pub async fn until_settled(
     store: &Store,
 ) -> anyhow::Result<()> {
     let mut before = None;
-    wait::until(
+    wait::until_is(
         "every delivery to have its verdict",
-        wait::PATIENCE,
         async || {
             let ready = broker.depth(queue).await?.ready;
             let deliveries = host.metric("hapax_deliveries_total").await?;
@@ -151,11 +150,24 @@ pub async fn until_settled(
             // Twice the same: what the broker has sent may not have arrived the first time.
             let unchanged = before.replace(deliveries) == Some(deliveries);
             tokio::time::sleep(Duration::from_millis(20)).await;
-            Ok((settled && unchanged).then_some(()))
+            Ok((settled && unchanged, ready, deliveries, verdicts, retries))
         },
+        |(is_settled, ..)| *is_settled,
     )
     .await?;
     store.until_outbox_empty().await
+}
+
+/// What the operator sees of a row that could not be sent, which is nothing while it is tried again.
+pub async fn failed_row(host: &Host) -> anyhow::Result<Value> {
+    wait::until("a row that failed", wait::PATIENCE, async || {
+        let listed = host
+            .cli(&["outbox", "list", "--failed", "--json"])
+            .await?
+            .json()?;
+        Ok(listed.get(0).cloned())
+    })
+    .await
 }
 
 pub const VERDICTS: [&str; 5] = [

@@ -38,20 +38,37 @@ pub async fn until<T>(
 pub async fn until_equal<T: PartialEq + Debug>(
     what: &str,
     expected: T,
+    ask: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<()> {
+    let what = format!("{what} to be {expected:?}");
+    until_is(&what, ask, |found| *found == expected).await
+}
+
+/// Asks until the answer is as it should be, and shows the last one if it never is. As long as it changes there is
+/// progress, and patience anew.
+pub async fn until_is<T: PartialEq + Debug>(
+    what: &str,
     mut ask: impl AsyncFnMut() -> anyhow::Result<T>,
+    is_enough: impl Fn(&T) -> bool,
 ) -> anyhow::Result<()> {
     let started = Instant::now();
+    let mut changed = started;
+    let mut last = None;
     let mut pause = Duration::from_millis(2);
     loop {
-        let answer = ask().await;
-        if matches!(&answer, Ok(found) if *found == expected) {
+        let answer = ask().await.map_err(|error| format!("{error:#}"));
+        if matches!(&answer, Ok(found) if is_enough(found)) {
             return Ok(());
         }
-        if started.elapsed() > PATIENCE {
+        if changed.elapsed() > PATIENCE || started.elapsed() > PATIENCE * 4 {
             anyhow::bail!(
-                "waited {} s for {what} to be {expected:?}, the last answer was {answer:?}",
-                PATIENCE.as_secs()
+                "waited {} s for {what}, the last answer was {answer:?}",
+                started.elapsed().as_secs()
             );
+        }
+        if answer.is_ok() && last.as_ref() != Some(&answer) {
+            changed = Instant::now();
+            last = Some(answer);
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(100));
