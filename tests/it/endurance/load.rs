@@ -10,6 +10,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use serde_json::json;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::support::broker::{Message, VirtualHost};
 use crate::support::orders::{OUTPUT, QUEUE};
@@ -21,8 +22,12 @@ const BATCH: u64 = 500;
 /// Messages that may be ready in the queue before the producer pauses.
 const BACKLOG: u32 = 8_000;
 
-/// What a publish may take before the connection is given up.
+/// What a publish or a subscription may take before the connection is given up.
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long nothing may come before the connection is given up: one that was made while the broker came back may
+/// hear of nothing any more.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// How long nothing may come before it is taken for lost.
 const EVENT_PATIENCE: Duration = Duration::from_secs(60);
@@ -52,8 +57,9 @@ async fn produce(broker: Arc<VirtualHost>, seed: u64, enough: Arc<AtomicBool>) -
         distinct: 0,
     };
     while !enough.load(Ordering::Acquire) {
-        let full = broker.depth(QUEUE).await.map(|depth| depth.ready > BACKLOG);
-        if full.unwrap_or(true) {
+        let depth = timeout(PUBLISH_PATIENCE, broker.depth(QUEUE)).await;
+        let has_room = matches!(depth, Ok(Ok(depth)) if depth.ready <= BACKLOG);
+        if !has_room {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         }
@@ -71,7 +77,7 @@ async fn produce(broker: Arc<VirtualHost>, seed: u64, enough: Arc<AtomicBool>) -
         loop {
             published.messages += BATCH;
             let publish = broker.publish(QUEUE, &batch);
-            if let Ok(Ok(())) = tokio::time::timeout(PUBLISH_PATIENCE, publish).await {
+            if let Ok(Ok(())) = timeout(PUBLISH_PATIENCE, publish).await {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -165,14 +171,18 @@ async fn collect(
     seen: &std::sync::Mutex<Seen>,
     distinct: &AtomicU64,
 ) -> anyhow::Result<()> {
-    let connection = broker.connect().await?;
-    let channel = connection.create_channel().await?;
-    channel.basic_qos(2_000, BasicQosOptions::default()).await?;
-    let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
-    let mut events = channel
-        .basic_consume(OUTPUT.into(), "".into(), options, none)
-        .await?;
-    while let Some(event) = events.next().await {
+    let subscribe = async {
+        let connection = broker.connect().await?;
+        let channel = connection.create_channel().await?;
+        channel.basic_qos(2_000, BasicQosOptions::default()).await?;
+        let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+        let events = channel
+            .basic_consume(OUTPUT.into(), "".into(), options, none)
+            .await?;
+        anyhow::Ok((connection, events))
+    };
+    let (_connection, mut events) = timeout(PUBLISH_PATIENCE, subscribe).await??;
+    while let Some(event) = timeout(SILENCE, events.next()).await? {
         let event = event?;
         let body: serde_json::Value = serde_json::from_slice(&event.data)?;
         let order = body["order_id"].as_str().context("no order id")?;
@@ -190,7 +200,7 @@ async fn collect(
                 Some(_) => seen.doubled += 1,
             }
         }
-        event.ack(BasicAckOptions::default()).await?;
+        timeout(SILENCE, event.ack(BasicAckOptions::default())).await??;
     }
     Ok(())
 }

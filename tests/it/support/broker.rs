@@ -13,8 +13,12 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::wait;
+
+/// What a log-in may take.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Confirms that may be outstanding while publishing.
 const PUBLISH_WINDOW: usize = 2_000;
@@ -143,7 +147,11 @@ impl VirtualHost {
 
     pub async fn connect(&self) -> anyhow::Result<Connection> {
         let connection = Connection::connect(&self.url, ConnectionProperties::default());
-        connection.await.context("cannot log in to the broker")
+        // A broker that is just starting may take a connection and leave it at that.
+        timeout(ANSWER_PATIENCE, connection)
+            .await
+            .context("the broker does not answer")?
+            .context("cannot log in to the broker")
     }
 
     /// The names of all queues.
@@ -332,7 +340,7 @@ async fn take(
         .await?;
     let mut last = None;
     while received.len() < count {
-        let next = tokio::time::timeout(wait::PATIENCE, consumer.next());
+        let next = timeout(wait::PATIENCE, consumer.next());
         let Ok(next) = next.await else {
             let (missing, seconds) = (count - received.len(), wait::PATIENCE.as_secs());
             bail!("{missing} of {count} messages did not arrive in {queue} within {seconds} s");
