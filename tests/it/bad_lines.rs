@@ -29,7 +29,7 @@ pub async fn slow_ones_only_take_longer(place: &Place) -> Checked {
     let messages = lines.host.metric("hapax_batch_messages_sum").await?;
     let batches = lines.host.metric("hapax_batch_messages_count").await?;
     ensure!(
-        messages >= 2 * batches,
+        messages >= 4 * batches,
         "{messages} messages took {batches} transactions"
     );
     lines.assert_survived().await

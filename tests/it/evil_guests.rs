@@ -15,6 +15,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use crate::Checked;
+use crate::support::host::UNHURRIED;
 use crate::support::place::Place;
 use crate::support::scene::Scene;
 
@@ -25,8 +26,7 @@ pub use refused::wasi_http;
 async fn run(place: &Place, scene: Scene, guest: &str, code: &str) -> anyhow::Result<Aftermath> {
     let mut ground = Ground::new(place, scene, guest)?;
     if code != "cpu-limit" {
-        // It is another limit that ends it, however long it has to wait for a processor.
-        ground = ground.limits(r#"{ cpu = "30s", wall = "60s" }"#);
+        ground = ground.limits(UNHURRIED);
     }
     ground.run(&[json!(true)], code).await
 }

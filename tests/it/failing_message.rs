@@ -8,7 +8,7 @@ use sqlx::{Connection, SqliteConnection};
 
 use crate::Checked;
 use crate::support::broker::Message;
-use crate::support::host::Host;
+use crate::support::host::{Host, UNHURRIED};
 use crate::support::place::Place;
 use crate::support::proxy::{Commits, Proxy};
 use crate::support::scene::{self, INSERT, Scene, defer, insert, message, publish};
@@ -31,7 +31,7 @@ fn sins() -> Vec<Sin> {
         steps: vec![step],
     };
     // Only what is about the processor's time is to run out of it, on whatever machine.
-    let sin = |code, step| limited(code, r#"{ cpu = "30s", wall = "60s" }"#, step);
+    let sin = |code, step| limited(code, UNHURRIED, step);
     vec![
         sin("retry", json!({"retry": "not today"})),
         sin("rejected", json!({"reject": "never"})),

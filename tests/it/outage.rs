@@ -89,12 +89,12 @@ pub async fn longer_than_the_broker_waits_it_gives_messages_back_once(place: &Pl
     proxy.cut();
     scene.broker.publish(QUEUE, &messages()).await?;
     host.until_metric("hapax_deliveries_total", 1).await?;
-    let given_back = async || {
-        let depth = scene.broker.depth(QUEUE).await?;
-        Ok((depth.consumers == 0 && depth.ready as usize == MESSAGES).then_some(()))
-    };
-    wait::until("the messages to be given back", wait::PATIENCE, given_back).await?;
+    scene.broker.until_left(QUEUE, MESSAGES).await?;
     let deliveries = host.metric("hapax_deliveries_total").await?;
+    ensure!(
+        deliveries <= MESSAGES as u64,
+        "{deliveries} deliveries before the messages went back"
+    );
     // It looks for the database meanwhile, and not for messages.
     let log = || std::fs::read_to_string(place.dir.join("host.log"));
     wait::until("the host to miss the store", wait::PATIENCE, async || {
@@ -184,15 +184,7 @@ pub async fn a_consumer_that_is_stopped_gives_back_what_it_holds(place: &Place) 
         .texts("SELECT key_rule FROM hapax_consumer")
         .await?;
     scene.store.execute(&format!("{rules}'another'")).await?;
-    wait::until(
-        "the messages to be given back",
-        wait::PATIENCE,
-        async || {
-            let depth = scene.broker.depth(QUEUE).await?;
-            Ok((depth.consumers == 0 && depth.ready as usize == MESSAGES).then_some(()))
-        },
-    )
-    .await?;
+    scene.broker.until_left(QUEUE, MESSAGES).await?;
     ensure!(host.is_running()?, "the host has ended");
     sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
     other.close().await?;

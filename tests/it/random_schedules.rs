@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::Checked;
 use crate::support::broker::Message;
-use crate::support::host::Host;
+use crate::support::host::{Host, UNHURRIED};
 use crate::support::place::Place;
 use crate::support::scene::{self, IN, INSERT, OUT, Scene};
 
@@ -104,8 +104,7 @@ async fn run(
         .set("lanes", &way.lanes.to_string())
         // What a second attempt meets depends on when it comes.
         .set("retry", "{ max-attempts = 1 }")
-        // It is its memory that ends a message, however long it has to wait for a processor.
-        .set("limits", r#"{ cpu = "20s", wall = "60s" }"#)
+        .set("limits", UNHURRIED)
         .set("batch", &way.batch.to_string());
     let host = Host::start(place, &scene.config(way.label, consumer)).await?;
     scene::until_settled(&host, &scene.broker, IN, &scene.store).await?;

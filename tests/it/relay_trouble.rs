@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::Checked;
 use crate::support::broker::Message;
-use crate::support::host::Host;
+use crate::support::host::{Host, UNHURRIED};
 use crate::support::place::Place;
 use crate::support::scene::{self, IN, OUT, Scene, insert, message, publish};
 use crate::support::store::Fates;
@@ -203,7 +203,7 @@ pub async fn messages_behind_one_that_cannot_be_sent_do_not_stop_the_lanes(
         .probe()?
         .set("targets", targets)
         .set("lanes", "1")
-        .set("limits", r#"{ cpu = "20s", wall = "60s" }"#);
+        .set("limits", UNHURRIED);
     let host = Host::start(place, &scene.config("host", consumer)).await?;
     let many = json!({"repeat": [EACH, [ordered("events", "late")]]});
     let messages: Vec<Message> = (0..MESSAGES)

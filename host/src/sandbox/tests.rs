@@ -37,7 +37,11 @@ fn sandbox() -> Arc<Sandbox> {
 }
 
 fn load(component: &[u8]) -> Plugin {
-    Plugin::from_bytes(&SANDBOX, "test.wasm", component).expect("the component loads")
+    load_into(&SANDBOX, component)
+}
+
+fn load_into(sandbox: &Arc<Sandbox>, component: &[u8]) -> Plugin {
+    Plugin::from_bytes(sandbox, "test.wasm", component).expect("the component loads")
 }
 
 /// A consumer that may write the tables whose names the fake session knows. Its limits of time are for tests that

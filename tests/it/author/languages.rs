@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::Checked;
 use crate::support::broker::Message;
-use crate::support::host::{self, Config, Consumer, Host};
+use crate::support::host::{self, Config, Consumer, Host, UNHURRIED};
 use crate::support::orders::{self, Orders};
 use crate::support::place::Place;
 use crate::support::scene::{self, IN, OUT, Scene};
@@ -20,9 +20,6 @@ use crate::support::store::Store;
 use crate::support::wait;
 
 use super::{good, root, test};
-
-/// Their runtimes work long for a message, and longer where they have to wait for a processor.
-const PATIENT: &str = r#"{ cpu = "30s", wall = "60s" }"#;
 
 /// A language that brings its own runtime.
 struct Language {
@@ -83,7 +80,7 @@ impl Language {
         let orders = Orders::generate(&mut place.random(), 300, 60);
         let consumer = Consumer::points()?
             .set("plugin", &format!("\"{}\"", component.display()))
-            .set("limits", PATIENT);
+            .set("limits", UNHURRIED);
         let config = Config::new("host", &store.url, &broker.url).consumer(consumer);
         let host = Host::start_patiently(place, &config).await?;
         broker.publish(orders::QUEUE, &orders.messages).await?;
@@ -143,7 +140,7 @@ impl Language {
         let consumer = Consumer::running("all-of-it", IN, &component)
             .set("grant", r#"{ write = ["t_values"] }"#)
             .set("config", r#"{ rate = "10" }"#)
-            .set("limits", PATIENT)
+            .set("limits", UNHURRIED)
             .set(
                 "targets",
                 r#"{ out = { exchange = "", routing-key = "out" } }"#,

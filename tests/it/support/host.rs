@@ -4,7 +4,7 @@
 mod config;
 mod metrics;
 
-pub use config::{Config, Consumer, guest};
+pub use config::{Config, Consumer, UNHURRIED, guest};
 
 use std::fs::File;
 use std::net::SocketAddr;

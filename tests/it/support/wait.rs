@@ -54,23 +54,22 @@ pub async fn until_is<T: PartialEq + Debug>(
     let started = Instant::now();
     let mut changed = started;
     let mut last = None;
-    let mut pause = Duration::from_millis(2);
-    loop {
+    let ended = until(what, Duration::MAX, async || {
         let answer = ask().await.map_err(|error| format!("{error:#}"));
         if matches!(&answer, Ok(found) if is_enough(found)) {
-            return Ok(());
+            return Ok(Some(Ok(())));
         }
         if changed.elapsed() > PATIENCE || started.elapsed() > PATIENCE * 4 {
-            anyhow::bail!(
-                "waited {} s for {what}, the last answer was {answer:?}",
-                started.elapsed().as_secs()
-            );
+            let waited = started.elapsed().as_secs();
+            return Ok(Some(Err(anyhow::anyhow!(
+                "waited {waited} s for {what}, the last answer was {answer:?}"
+            ))));
         }
         if answer.is_ok() && last.as_ref() != Some(&answer) {
             changed = Instant::now();
             last = Some(answer);
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(100));
-    }
+        Ok(None)
+    });
+    ended.await?
 }

@@ -38,7 +38,7 @@ async fn turns_during(environment: &Arc<Environment>, plugin: &Plugin) -> (Run, 
 
 /// Runs a component until others had a turn meanwhile, which they never have where it keeps its thread.
 async fn is_left(component: &[u8]) -> Run {
-    let plugin = Plugin::from_bytes(&STILL, "test.wasm", component).expect("the component loads");
+    let plugin = load_into(&STILL, component);
     let environment = Arc::new(environment());
     for _ in 0..ATTEMPTS {
         // A task that has gone on for long is made to wait, whatever it does: each run begins anew.
@@ -142,7 +142,7 @@ async fn a_large_memory_is_given_back_elsewhere() {
     assert!(matches!(run.verdict, Verdict::Done), "{:?}", run.verdict);
     assert!(run.transaction.is_some());
 
-    let small = Plugin::from_bytes(&STILL, "test.wasm", &grow(1)).expect("the component loads");
+    let small = load_into(&STILL, &grow(1));
     let (_, turns) = turns_during(&Arc::new(environment()), &small).await;
     assert_eq!(turns, 0, "what is small takes no detour");
 }

@@ -9,6 +9,9 @@ use anyhow::{Context, ensure};
 
 use crate::support::{place, ports};
 
+/// For messages that something else is to end than their time, however long they have to wait for a processor.
+pub const UNHURRIED: &str = r#"{ cpu = "30s", wall = "60s" }"#;
+
 /// A whole file. Each has addresses of its own, so that several hosts can run side by side.
 #[derive(Clone)]
 pub struct Config {
