@@ -16,13 +16,23 @@ pub const HOLE_PATIENCE: Duration = Duration::from_secs(1);
 /// The way back to the channel that delivered a message, and to no other.
 #[derive(Debug)]
 pub struct AckQueue {
-    settled: mpsc::UnboundedSender<Vec<u64>>,
+    settled: mpsc::UnboundedSender<Settled>,
     closed: AtomicBool,
+}
+
+/// Deliveries that are durably dealt with, and what the broker is told of them.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Settled {
+    Ack(Vec<u64>),
+    /// Only a part of it is stored: the broker moves the message to the queue's dead letters.
+    Reject(u64),
+    /// Only a part of it is stored, and the broker would drop it: it stays unacknowledged, for this reason.
+    Leave(u64, String),
 }
 
 impl AckQueue {
     /// The queue, and the end that the channel's task reads. The queue holds at most the prefetch.
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<Vec<u64>>) {
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Settled>) {
         let (settled, receiver) = mpsc::unbounded_channel();
         (
             Self {
@@ -36,7 +46,12 @@ impl AckQueue {
     /// Says that these deliveries are durably dealt with. Deliveries of a channel that is gone are
     /// forgotten: the broker delivers them again, and the ledger knows them.
     pub fn settle(&self, tags: Vec<u64>) {
-        let _ = self.settled.send(tags);
+        self.send(Settled::Ack(tags));
+    }
+
+    /// The same for one delivery that is not to be acknowledged.
+    pub fn send(&self, settled: Settled) {
+        let _ = self.settled.send(settled);
     }
 
     /// The channel is gone; what it delivered and nobody has begun need not be run.
@@ -114,6 +129,19 @@ impl Window {
         if self.slots[offset] == Slot::Open {
             self.slots[offset] = Slot::Settled;
             self.settled += 1;
+        }
+    }
+
+    /// Marks a delivery that the broker was told of already.
+    pub fn rejected(&mut self, tag: u64) {
+        self.settle(tag);
+        let slot = tag
+            .checked_sub(self.first)
+            .and_then(|offset| usize::try_from(offset).ok())
+            .and_then(|offset| self.slots.get_mut(offset));
+        if let Some(slot @ Slot::Settled) = slot {
+            *slot = Slot::Acked;
+            self.settled -= 1;
         }
     }
 

@@ -23,7 +23,7 @@ use crate::effects::{Discarded, Isolation, Transaction, flush_failure};
 use crate::failpoint::{self, Point};
 use crate::failure::{Class, Failure};
 use crate::key::Identity;
-use crate::message::Message;
+use crate::message::{Message, Withheld};
 use crate::sandbox::{Attempt, Plugin, Verdict as Ran};
 use crate::store::{Fate, OutboxRecord, Session, Settlement, Status, StoreError};
 
@@ -37,6 +37,8 @@ pub use setback::Setback;
 #[derive(Debug)]
 pub struct Item {
     pub message: Arc<Message>,
+    /// What could not be taken of it as it came. Such a message is parked, and never run.
+    pub withheld: Option<Box<Withheld>>,
     pub identity: Result<Identity, Failure>,
     pub redelivered: bool,
     pub hold: Hold,

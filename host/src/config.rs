@@ -163,6 +163,8 @@ pub struct Consumer {
     pub partition: Vec<KeySource>,
     pub fingerprint: Fingerprint,
     pub prefetch: u16,
+    /// Bytes of bodies that are fetched and not dealt with; one message alone may have more.
+    pub prefetch_bytes: u64,
     /// Messages in one transaction, at most `prefetch`.
     pub batch: usize,
     pub batch_bytes: u64,
@@ -170,7 +172,10 @@ pub struct Consumer {
     /// Always 1 on SQLite.
     pub lanes: usize,
     pub retention: Retention,
+    /// A longer body is parked, and the handler does not run.
     pub max_message_bytes: u64,
+    /// A longer body is parked in part: its beginning, length and digest. At least `max_message_bytes`.
+    pub max_parked_bytes: u64,
     pub grant: Grant,
     pub targets: BTreeMap<String, Target>,
     pub limits: Limits,

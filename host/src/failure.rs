@@ -38,6 +38,8 @@ pub mod code {
         KEY_REUSED = "key-reused";
         /// The body is over `max-message-bytes`.
         MESSAGE_TOO_LARGE = "message-too-large";
+        /// Properties, exchange or routing key that cannot be read: the message is kept as bytes.
+        UNREADABLE = "unreadable";
         /// The handler asked for another attempt.
         RETRY = "retry";
         /// The handler said that the message can never succeed.

@@ -182,11 +182,16 @@ impl Host {
                     address: address.clone(),
                     declare: settings.declare.clone(),
                     consumer_timeout: self.config.broker.consumer_timeout,
+                    prefetch_bytes: settings.prefetch_bytes,
+                    max_parked_bytes: settings.max_parked_bytes,
                 };
                 self.sources.spawn(guard.over("source", source.run()));
             }
             None => {
-                let source = EmbeddedSource { feed };
+                let source = EmbeddedSource {
+                    feed,
+                    prefetch_bytes: settings.prefetch_bytes,
+                };
                 self.sources.spawn(guard.over("source", source.run()));
             }
         }

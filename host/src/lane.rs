@@ -6,6 +6,7 @@
 //! again until it works: nothing is acknowledged, counted or given up for it.
 
 mod alone;
+mod delivery;
 mod floor;
 mod inbox;
 mod pace;
@@ -19,7 +20,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ack::AckQueue;
 use crate::backoff::Backoff;
 use crate::commit::{self, Committed, Item, Setback, Verdict};
 use crate::consumer::Consumer;
@@ -33,6 +33,7 @@ use alone::Started;
 use pace::Pace;
 use work::{is_forgotten, works};
 
+pub use delivery::{Budget, Delivery, Then};
 pub use floor::Floor;
 pub use inbox::{Inbox, Lanes};
 pub use pulse::Pulse;
@@ -450,23 +451,10 @@ impl Lane {
             self.relay.recover(self.number);
         }
         failpoint::pass(Point::BeforeSettle);
-        let mut acks: Option<(Arc<AckQueue>, Vec<u64>)> = None;
-        for origin in &origins {
-            let Origin::Queue { acks: queue, tag } = origin else {
-                continue;
-            };
-            match &mut acks {
-                Some((same, tags)) if Arc::ptr_eq(same, queue) => tags.push(*tag),
-                _ => {
-                    if let Some((other, tags)) = acks.replace((Arc::clone(queue), vec![*tag])) {
-                        other.settle(tags);
-                    }
-                }
-            }
-        }
-        if let Some((queue, tags)) = acks {
-            queue.settle(tags);
-        }
+        delivery::settle(origins.into_iter().filter_map(|origin| match origin {
+            Origin::Queue(delivery) => Some(delivery),
+            Origin::Table(_) => None,
+        }));
         for (item, verdict) in items.iter().zip(&committed.verdicts) {
             self.report(item, verdict);
         }
@@ -481,13 +469,13 @@ impl Lane {
     /// behind them overtakes them, and the consumer takes no more until there is room.
     fn give_back(&self, origins: &[Origin]) {
         for origin in origins {
-            if let Origin::Queue { acks, .. } = origin {
-                acks.close();
+            if let Origin::Queue(delivery) = origin {
+                delivery.give_back();
             }
         }
         let deliveries = origins
             .iter()
-            .filter(|origin| matches!(origin, Origin::Queue { .. }))
+            .filter(|origin| matches!(origin, Origin::Queue(_)))
             .count();
         self.consumer.metrics.forgotten.inc_by(deliveries as u64);
         self.consumer.set_full(true);

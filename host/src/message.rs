@@ -4,10 +4,14 @@
 //! (AMQP 0-9-1, section 4.2.6.1), so that a message that waits in a table leaves it with every property
 //! and every odd header type it came with.
 
+pub mod withheld;
+
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::protocol::basic::{gen_properties, parse_properties};
 use lapin::types::{AMQPValue, FieldTable};
+
+pub use withheld::Withheld;
 
 /// What a producer published. Cheap to clone as far as the body goes.
 #[derive(Clone, Debug, PartialEq)]

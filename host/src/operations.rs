@@ -45,7 +45,7 @@ pub use plugins::{PluginChanged, PluginRequest, PluginStatus, RefusedStatus};
 pub use publish::{AmqpPublish, Answer};
 pub use status::{ConsumerStatus, OutboxStatus, Status};
 pub use when::When;
-pub use wire::Wire;
+pub use wire::{Kept, Wire};
 pub use written::{BadLine, read_line, write_message};
 
 /// What an operator wants.

@@ -21,7 +21,8 @@ use crate::consumer::Consumer;
 use crate::failpoint::{self, Point};
 use crate::failure::{Again, Failure};
 use crate::lane::{Lanes, Origin, Work};
-use crate::message::{Message, encode_properties};
+use crate::message::withheld::{Original, without_headers};
+use crate::message::{Message, Withheld, encode_properties};
 use crate::store::{Session, Status, StoreError, WaitingRow};
 
 pub use copy::copy;
@@ -84,20 +85,36 @@ pub fn parked_row(
     item: &Item,
     failure: &Failure,
 ) -> WaitingRow {
-    let id = content_id(&consumer.name, &item.message);
+    let id = content_id(&consumer.name, &item.message, item.withheld.as_deref());
     describe(consumer, plugin, item, failure, id, None)
 }
 
 /// The same for each delivery of a message.
-fn content_id(consumer: &str, message: &Message) -> Vec<u8> {
-    hash(&[
+fn content_id(consumer: &str, message: &Message, withheld: Option<&Withheld>) -> Vec<u8> {
+    let properties = encode_properties(&as_published(&message.properties));
+    let mut parts: Vec<&[u8]> = vec![
         b"content",
         consumer.as_bytes(),
         message.exchange.as_bytes(),
         message.routing_key.as_bytes(),
-        &encode_properties(&as_published(&message.properties)),
+        &properties,
         &message.body,
-    ])
+    ];
+    let withheld = withheld.map(|withheld| {
+        let original = withheld.original();
+        original.map_or_else(
+            || withheld.clone(),
+            |original| {
+                let head = original.head.as_deref();
+                let head = head.map(|head| without_headers(head, BROKERS_HEADERS));
+                Withheld::from(&Original { head, ..original })
+            },
+        )
+    });
+    if let Some(withheld) = &withheld {
+        parts.extend([withheld.encoding.as_bytes(), &withheld.bytes]);
+    }
+    hash(&parts)
 }
 
 /// What brokers write into a message on its way back to a consumer: quorum queues their counters
@@ -150,6 +167,7 @@ fn describe(
         trace_id: item.message.trace_id().unwrap_or_default(),
         queue: consumer.queue.clone(),
         message: item.message.as_ref().clone(),
+        withheld: item.withheld.as_deref().cloned(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::failpoint::{self, Point};
-use crate::failure::code;
+use crate::failure::{Failure, code};
 use crate::key::{FINGERPRINT_BYTES, Identity};
 use crate::ledger::{Judgement, judge};
 use crate::store::{Claim, ClaimRule, Entry, Fate, Session, StoreError};
@@ -100,6 +100,16 @@ impl Pass<'_> {
             attempts = row.attempts;
             item.redelivered = row.code == code::REDELIVERED.0;
             item.message = Arc::new(row.message);
+            if let Some(withheld) = row.withheld {
+                let text = format!(
+                    "what is stored of the message is not one that can run ({})",
+                    withheld.encoding
+                );
+                item.withheld = Some(Box::new(withheld));
+                let failure = Failure::never(code::UNREADABLE, text);
+                item.identity = Err(failure.clone());
+                return Ok(Opened::Decided(Plan::Park(failure)));
+            }
             item.identity = self.consumer.rules.identify(&item.message);
             if let Some(key) = row.key {
                 // The row remembers its key and its place, so that a change of the consumer's rules cannot

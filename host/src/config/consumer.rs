@@ -63,6 +63,9 @@ pub(super) fn read(
     let partition = table.optional("partition", key_sources);
     let fingerprint = table.or("fingerprint", Fingerprint::Body, fingerprint);
     let prefetch = table.or("prefetch", 1024, |prefetch| prefetch.integer(1..=u16::MAX));
+    let prefetch_bytes = table.or("prefetch-bytes", 64 * MIB, |bytes| {
+        bytes.bytes(64 * KIB..=16 * GIB)
+    });
     let batch = batch(&mut table, prefetch);
     let batch_bytes = table.or("batch-bytes", 4 * MIB, |bytes| bytes.bytes(1..=GIB));
     let batch_time = table.or("batch-time", 50 * MS, |time| {
@@ -72,7 +75,7 @@ pub(super) fn read(
     let retention = table.or("retention", Retention::For(7 * DAY), |retention| {
         retained(&retention)
     });
-    let max_message_bytes = table.or("max-message-bytes", 4 * MIB, |bytes| bytes.bytes(1..=GIB));
+    let (max_message_bytes, max_parked_bytes) = body_bounds(&mut table);
     let grant = table.section("grant", grant);
     let targets = table.entries("targets", |entry| target(entry, neighbours.embedded));
     let limits = table.section("limits", limits);
@@ -117,12 +120,14 @@ pub(super) fn read(
         key,
         fingerprint: fingerprint?,
         prefetch: prefetch?,
+        prefetch_bytes: prefetch_bytes?,
         batch: batch?,
         batch_bytes: batch_bytes?,
         batch_time: batch_time?,
         lanes: lanes?,
         retention: retention?,
         max_message_bytes: max_message_bytes?,
+        max_parked_bytes: max_parked_bytes?,
         grant: grant?,
         targets: targets?,
         limits: limits?,
@@ -286,6 +291,28 @@ fn batch(table: &mut Table<'_>, prefetch: Result<u16, Reported>) -> Result<usize
             .report(problem.help("lower `batch`, or raise `prefetch`")));
     }
     Ok(batch.into())
+}
+
+/// What is handled can be parked, too.
+fn body_bounds(table: &mut Table<'_>) -> (Result<u64, Reported>, Result<u64, Reported>) {
+    let handled = table.or("max-message-bytes", 4 * MIB, |bytes| bytes.bytes(1..=GIB));
+    let least = *handled.as_ref().unwrap_or(&1);
+    let parked = table.or("max-parked-bytes", least.max(128 * MIB), |bytes| {
+        bytes.bytes(1..=GIB)
+    });
+    if let Ok(parked) = parked
+        && parked < least
+    {
+        let title = "`consumer.max-parked-bytes` is less than `max-message-bytes`";
+        let problem = table.problem_at(&["max-parked-bytes"], title);
+        let reported = table.reader.report(
+            problem
+                .label("what fails could not be kept")
+                .help("raise it, or lower `max-message-bytes`"),
+        );
+        return (handled, Err(reported));
+    }
+    (handled, parked)
 }
 
 fn lanes(table: &mut Table<'_>, sqlite: bool) -> Result<usize, Reported> {

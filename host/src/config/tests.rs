@@ -164,6 +164,7 @@ fn a_consumer_needs_four_fields_and_has_defaults_for_the_rest() {
                 ],
                 fingerprint: Body,
                 prefetch: 1024,
+                prefetch_bytes: 67108864,
                 batch: 256,
                 batch_bytes: 4194304,
                 batch_time: 50ms,
@@ -172,6 +173,7 @@ fn a_consumer_needs_four_fields_and_has_defaults_for_the_rest() {
                     604800s,
                 ),
                 max_message_bytes: 4194304,
+                max_parked_bytes: 134217728,
                 grant: Grant {
                     read: [],
                     write: [],

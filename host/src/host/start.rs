@@ -131,10 +131,15 @@ pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
 /// The longest value that anybody has to store: a message, what a handler sends or writes, and what belongs to it.
 fn largest_value(config: &Config) -> u64 {
     const BESIDE_THE_BODY: u64 = 4 << 20;
+    let embedded = matches!(config.broker.kind, BrokerKind::Embedded);
     let consumers = config.consumers.iter().flat_map(|consumer| {
         let limits = &consumer.limits;
         [
-            consumer.max_message_bytes,
+            // The embedded broker's messages are in the same store already.
+            match embedded {
+                true => consumer.max_message_bytes,
+                false => consumer.max_parked_bytes,
+            },
             limits.sql_bytes,
             limits.outbox_bytes,
         ]

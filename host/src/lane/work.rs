@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::ack::AckQueue;
 use crate::commit::{Hold, Item};
 use crate::consumer::Consumer;
 use crate::failure::{Failure, code};
-use crate::message::Message;
+use crate::key::Identity;
+use crate::message::{Message, Withheld};
 use crate::waiting::RunningRow;
+
+use super::delivery::Delivery;
 
 /// A message for a lane, and where its verdict goes.
 #[derive(Debug)]
@@ -23,7 +25,7 @@ pub struct Work {
 #[derive(Debug)]
 pub enum Origin {
     /// The channel that delivered the message.
-    Queue { acks: Arc<AckQueue>, tag: u64 },
+    Queue(Delivery),
     /// Nobody; the row may be looked for again.
     Table(#[allow(dead_code, reason = "held for its drop")] RunningRow),
 }
@@ -37,8 +39,31 @@ impl Work {
         origin: Origin,
     ) -> Self {
         let identity = consumer.rules.identify(&message);
+        Self::new(message, identity, None, redelivered, origin)
+    }
+
+    /// A message that the broker has delivered and that could not be taken as it came: `message` is what could be
+    /// read of it. It is parked for `failure`, and never runs.
+    pub fn withheld(
+        message: Message,
+        withheld: Withheld,
+        failure: Failure,
+        redelivered: bool,
+        origin: Origin,
+    ) -> Self {
+        Self::new(message, Err(failure), Some(withheld), redelivered, origin)
+    }
+
+    fn new(
+        message: Message,
+        identity: Result<Identity, Failure>,
+        withheld: Option<Withheld>,
+        redelivered: bool,
+        origin: Origin,
+    ) -> Self {
         let item = Item {
             message: Arc::new(message),
+            withheld: withheld.map(Box::new),
             identity,
             redelivered,
             hold: Hold::Nothing,
@@ -64,6 +89,7 @@ impl Work {
         };
         let item = Item {
             message: Arc::new(message),
+            withheld: None,
             identity: Err(Failure::never(code::KEY_MISSING, "the row was not read")),
             redelivered: false,
             hold,
@@ -92,7 +118,7 @@ impl Work {
 }
 
 pub(super) fn is_forgotten(item: &Item, origin: &Origin) -> bool {
-    !item.in_doubt && matches!(origin, Origin::Queue { acks, .. } if acks.is_closed())
+    !item.in_doubt && matches!(origin, Origin::Queue(delivery) if delivery.is_forgotten())
 }
 
 /// Messages that are not to run alone, as they were before they were a batch.

@@ -13,7 +13,7 @@ use crate::failpoint::{self, Point};
 use crate::ledger::{Judgement, judge};
 use crate::store::{Fate, Session, Status, WaitingFilter, WaitingRecord};
 
-use super::wire::Wire;
+use super::wire::{Kept, Wire};
 use super::{OperationError, Operations, When, fate_name, key_bytes, time};
 
 pub use edit::Edit;
@@ -74,6 +74,8 @@ pub struct Shown {
     pub stderr: String,
     pub backtrace: String,
     pub message: Wire,
+    /// What could not be taken of the message as it came.
+    pub withheld: Option<Kept>,
 }
 
 /// Which parked rows to change.
@@ -140,6 +142,8 @@ pub struct Changed {
     pub gone: u64,
     /// Rows whose key has a final fate already. They were left alone.
     pub duplicates: Vec<Duplicate>,
+    /// Ids of rows that cannot run, since a part of the message is all that is stored. They were left alone.
+    pub withheld: Vec<String>,
 }
 
 /// A message that needs no replay: it was dealt with.
@@ -208,6 +212,7 @@ impl Operations {
             stderr: record.row.stderr.clone(),
             backtrace: record.row.backtrace.clone(),
             message: Wire::from(&record.row.message),
+            withheld: record.row.withheld.as_ref().map(Kept::from),
         })
     }
 
@@ -313,6 +318,9 @@ impl Operations {
             match change {
                 Change::Discard => ids.push(id),
                 Change::Replay => match parked_row(session, id).await? {
+                    Some(record) if record.row.withheld.is_some() => {
+                        done.withheld.push(name.clone());
+                    }
                     Some(record) => match self.final_fate(session, &record).await? {
                         Some((key, fate)) => done.duplicates.push(Duplicate {
                             id: name.clone(),

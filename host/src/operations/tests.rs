@@ -119,6 +119,7 @@ impl Place {
             trace_id: String::new(),
             queue: "orders.paid".to_owned(),
             message: message(b"{\"order_id\":1}"),
+            withheld: None,
         };
         let due = Duration::from_secs(3600);
         session

@@ -9,9 +9,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ack::{AckQueue, Frame, Window};
+use crate::ack::{AckQueue, Frame, Settled, Window};
 use crate::consumer::Consumer;
-use crate::lane::{Lanes, Origin, Work};
+use crate::lane::{Delivery, Lanes, Origin, Work};
 use crate::source::{LEAVE_PATIENCE, WINDOW_TICK};
 
 use super::faults::Sabotage;
@@ -71,7 +71,7 @@ struct Subscription<'a> {
     lanes: &'a Lanes,
     stop: &'a CancellationToken,
     acks: Arc<AckQueue>,
-    settled: UnboundedReceiver<Vec<u64>>,
+    settled: UnboundedReceiver<Settled>,
     window: Window,
     /// The machine's time, and that of the clock that is stopped: the window looks at the first.
     opened: (std::time::Instant, Instant),
@@ -90,10 +90,7 @@ impl Subscription<'_> {
                 if world.faults.sabotage == Sabotage::AckFirst {
                     self.acks.settle(vec![tag]);
                 }
-                let origin = Origin::Queue {
-                    acks: Arc::clone(&self.acks),
-                    tag,
-                };
+                let origin = Origin::Queue(Delivery::new(&self.acks, tag));
                 let redelivered =
                     queued.redelivered && world.faults.sabotage != Sabotage::ForgetRedelivered;
                 let work = Work::delivered(self.consumer, queued.message, redelivered, origin);
@@ -109,11 +106,7 @@ impl Subscription<'_> {
             }
             tokio::select! {
                 biased;
-                tags = self.settled.recv() => {
-                    for tag in tags.into_iter().flatten() {
-                        self.window.settle(tag);
-                    }
-                }
+                settled = self.settled.recv() => self.note(settled),
                 () = more => {}
                 () = self.stop.cancelled() => {}
                 () = tokio::time::sleep(WINDOW_TICK) => {}
@@ -130,13 +123,20 @@ impl Subscription<'_> {
 
     /// What the lanes have settled until now.
     async fn last_acks(&mut self) {
-        while let Ok(tags) = self.settled.try_recv() {
+        while let Ok(settled) = self.settled.try_recv() {
+            self.note(Some(settled));
+        }
+        let frames = self.window.last_frames();
+        self.send(frames).await;
+    }
+
+    /// Every message of the simulation is stored whole, so that all are acknowledged.
+    fn note(&mut self, settled: Option<Settled>) {
+        if let Some(Settled::Ack(tags)) = settled {
             for tag in tags {
                 self.window.settle(tag);
             }
         }
-        let frames = self.window.last_frames();
-        self.send(frames).await;
     }
 
     async fn send(&self, frames: Vec<Frame>) {

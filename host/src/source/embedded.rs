@@ -3,15 +3,16 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::ack::AckQueue;
+use crate::ack::{AckQueue, Settled};
 use crate::backoff::Backoff;
 use crate::failpoint::{self, Point};
-use crate::lane::{Origin, Work};
-use crate::store::{Session, StoreError};
+use crate::lane::{Budget, Delivery, Origin, Work};
+use crate::store::{QueuedMessage, Session, StoreError};
 
 use super::{Feed, LEAVE_PATIENCE};
 
@@ -24,6 +25,18 @@ const IDLE_PAUSE: Duration = Duration::from_millis(10);
 /// One consumer's reading of an embedded queue.
 pub struct EmbeddedSource {
     pub feed: Feed,
+    /// Bytes of bodies that are held and not dealt with.
+    pub prefetch_bytes: u64,
+}
+
+/// Bytes of the bodies that are held.
+#[derive(Debug, Default)]
+struct Held(AtomicU64);
+
+impl Budget for Held {
+    fn release(&self, bytes: u64) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 /// What has been read and is not acknowledged.
@@ -31,6 +44,7 @@ struct Position {
     last: i64,
     open: HashSet<u64>,
     reading: bool,
+    held: Arc<Held>,
 }
 
 impl EmbeddedSource {
@@ -59,6 +73,7 @@ impl EmbeddedSource {
             last: 0,
             open: HashSet::new(),
             reading: true,
+            held: Arc::default(),
         };
         let mut session = None;
         let mut trouble = Backoff::for_servers();
@@ -92,7 +107,7 @@ impl EmbeddedSource {
             let mut finished = false;
             let mut idle = false;
             tokio::select! {
-                tags = settled.recv() => unsent.extend(tags.unwrap_or_default()),
+                settled = settled.recv() => unsent.extend(settled.into_iter().flat_map(tags)),
                 () = tokio::time::sleep(pause) => {}
                 () = self.feed.lanes_are_idle(&leaving), if leaving.is_some() => idle = true,
                 () = self.feed.lanes.ended() => finished = true,
@@ -121,24 +136,23 @@ impl EmbeddedSource {
     ) -> Result<Duration, StoreError> {
         self.acknowledge(session, position, unsent).await?;
         let room = usize::from(self.feed.prefetch).saturating_sub(position.open.len());
-        if !position.reading || room == 0 {
+        let held = position.held.0.load(Ordering::Relaxed);
+        let bytes = self.prefetch_bytes.saturating_sub(held);
+        if !position.reading || room == 0 || bytes == 0 {
             return Ok(IDLE_PAUSE);
         }
         let limit = LOOK_MESSAGES.min(u32::try_from(room).unwrap_or(u32::MAX));
         let queue = &self.feed.consumer.queue;
         let open = self.connect(session).await?;
         let queues = open.queues().ok_or_else(no_queues)?;
-        let messages = queues.deliver(queue, position.last, limit).await?;
+        let messages = queues.deliver(queue, position.last, limit, bytes).await?;
         failpoint::pass_if(Point::AfterReceive, !messages.is_empty());
         let found = messages.len();
         for queued in messages {
             let tag = u64::try_from(queued.sequence).unwrap_or_default();
             position.last = queued.sequence;
             position.open.insert(tag);
-            let origin = Origin::Queue {
-                acks: Arc::clone(acks),
-                tag,
-            };
+            let origin = Origin::Queue(self.delivery(acks, tag, &queued, position));
             let redelivered = queued.deliveries > 1;
             let work = Work::delivered(&self.feed.consumer, queued.message, redelivered, origin);
             self.feed.dispatch(work).await;
@@ -148,6 +162,20 @@ impl EmbeddedSource {
         } else {
             Duration::ZERO
         })
+    }
+
+    /// The delivery of a message whose body counts in the budget.
+    fn delivery(
+        &self,
+        acks: &Arc<AckQueue>,
+        tag: u64,
+        queued: &QueuedMessage,
+        position: &Position,
+    ) -> Delivery {
+        let bytes = queued.message.body.len() as u64;
+        position.held.0.fetch_add(bytes, Ordering::Relaxed);
+        let budget = Arc::clone(&position.held) as Arc<dyn Budget>;
+        Delivery::new(acks, tag).holding(budget, bytes)
     }
 
     async fn acknowledge(
@@ -188,9 +216,17 @@ impl EmbeddedSource {
     }
 }
 
-fn drain(settled: &mut mpsc::UnboundedReceiver<Vec<u64>>, unsent: &mut Vec<u64>) {
-    while let Ok(tags) = settled.try_recv() {
-        unsent.extend(tags);
+fn drain(settled: &mut mpsc::UnboundedReceiver<Settled>, unsent: &mut Vec<u64>) {
+    while let Ok(settled) = settled.try_recv() {
+        unsent.extend(tags(settled));
+    }
+}
+
+/// Messages of this broker are stored whole, and none is refused.
+fn tags(settled: Settled) -> Vec<u64> {
+    match settled {
+        Settled::Ack(tags) => tags,
+        Settled::Reject(tag) | Settled::Leave(tag, _) => vec![tag],
     }
 }
 

@@ -309,6 +309,7 @@ fn waiting(id: &[u8], status: Status) -> WaitingRow {
         trace_id: "0af7651916cd43dd8448eb211c80319c".to_owned(),
         queue: "orders.paid".to_owned(),
         message: message("{}"),
+        withheld: None,
     }
 }
 

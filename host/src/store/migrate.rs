@@ -25,13 +25,13 @@ macro_rules! migration {
 }
 
 /// In the order in which they are applied.
-const MIGRATIONS: &[Migration] = &[migration!(1, "0001_spine")];
+const MIGRATIONS: &[Migration] = &[migration!(1, "0001_spine"), migration!(2, "0002_withheld")];
 
 /// The name in `hapax_meta` under which the number of the schema is kept.
 pub(super) const SCHEMA: &str = "schema";
 
 /// The number of the last migration that this host knows.
-fn known() -> i64 {
+pub(super) fn known() -> i64 {
     MIGRATIONS.last().map_or(0, |migration| migration.number)
 }
 

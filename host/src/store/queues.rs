@@ -25,12 +25,14 @@ pub trait Queues: Send {
     /// Appends messages; false, and nothing is kept, for those whose queue is not there.
     async fn publish(&mut self, messages: &[(String, Message)]) -> Result<Vec<bool>, StoreError>;
 
-    /// The next messages after `after`, in order, each with its deliveries counted up.
+    /// The next messages after `after`, in order, each with its deliveries counted up: at most `limit`, and no more
+    /// than their bodies need to reach `bytes`.
     async fn deliver(
         &mut self,
         queue: &str,
         after: i64,
         limit: u32,
+        bytes: u64,
     ) -> Result<Vec<QueuedMessage>, StoreError>;
 
     /// Removes acknowledged messages.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Value;
-use crate::message::Message;
+use crate::message::{Message, Withheld};
 
 /// The number of a consumer in `hapax_consumer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -173,7 +173,10 @@ pub struct WaitingRow {
     pub trace_id: String,
     /// The queue that the message came from.
     pub queue: String,
+    /// What could be read of it; all of it, unless something was withheld.
     pub message: Message,
+    /// What could not be taken as it came. Such a row is never run.
+    pub withheld: Option<Withheld>,
 }
 
 /// An outgoing message on its way into `hapax_outbox`.

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::{StoreError, WaitingRow};
-use crate::message::{Message, decode_properties};
+use crate::message::withheld::WHOLE;
+use crate::message::{Message, Withheld, decode_properties};
 
 /// Text that a person reads. NUL is shown as its picture, because Postgres refuses it in text, and a
 /// failed message must be written whatever its handler printed.
@@ -48,6 +49,46 @@ pub(super) fn message(
             .map_err(|error| StoreError::Broken(error.to_string()))?,
         body: body.into(),
     })
+}
+
+/// A waiting message from its columns. A row that this version cannot read, since a later one or a person has
+/// written it, comes as what it is: its bytes, withheld.
+pub(super) fn waiting_message(
+    encoding: String,
+    withheld: Option<Vec<u8>>,
+    exchange: Vec<u8>,
+    routing_key: Vec<u8>,
+    properties: &[u8],
+    body: Vec<u8>,
+) -> (Message, Option<Withheld>) {
+    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let decoded = decode_properties(properties);
+    let readable = decoded.is_ok()
+        && std::str::from_utf8(&exchange).is_ok()
+        && std::str::from_utf8(&routing_key).is_ok();
+    let message = Message {
+        exchange: lossy(&exchange),
+        routing_key: lossy(&routing_key),
+        properties: decoded.unwrap_or_default(),
+        body: body.into(),
+    };
+    let withheld = match withheld {
+        Some(bytes) => Some(Withheld { encoding, bytes }),
+        None if readable && encoding == WHOLE => None,
+        None => Some(Withheld {
+            encoding,
+            bytes: properties.to_vec(),
+        }),
+    };
+    (message, withheld)
+}
+
+/// The columns `encoding` and `withheld` of a row.
+pub(super) fn encoding(row: &WaitingRow) -> (&str, Option<&[u8]>) {
+    match &row.withheld {
+        None => (WHOLE, None),
+        Some(withheld) => (&withheld.encoding, Some(&withheld.bytes)),
+    }
 }
 
 /// Text that was stored as bytes.
@@ -108,4 +149,33 @@ pub(crate) fn split<T>(
 pub(super) fn rfc3339(micros: i64) -> Option<String> {
     let time = chrono::DateTime::from_timestamp_micros(micros)?;
     Some(time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_cannot_be_read_comes_as_its_bytes_and_is_nobodys_broken_invariant() {
+        let whole = |properties: &[u8], exchange: &[u8], encoding: &str| {
+            let (exchange, key, body) = (exchange.to_vec(), b"r".to_vec(), b"{}".to_vec());
+            waiting_message(encoding.to_owned(), None, exchange, key, properties, body)
+        };
+        let (message, withheld) = whole(&[0, 0], b"e", WHOLE);
+        assert_eq!((message.exchange.as_str(), withheld), ("e", None));
+        for (properties, exchange, encoding) in [
+            (&[0, 0][..], &b"e"[..], "kafka/3"),
+            (&[0xff], b"e", WHOLE),
+            (&[0, 0], b"\xff", WHOLE),
+        ] {
+            let (message, withheld) = whole(properties, exchange, encoding);
+            let withheld = withheld.expect("something was withheld");
+            assert_eq!(
+                (withheld.encoding.as_str(), &withheld.bytes[..]),
+                (encoding, properties)
+            );
+            assert_eq!(withheld.original(), None);
+            assert_eq!(message.body.as_ref(), b"{}");
+        }
+    }
 }

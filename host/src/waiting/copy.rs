@@ -4,12 +4,13 @@
 //! itself is in the table. What would keep the copy from arriving (an expiration, another user's id, more
 //! recipients) is left out; what made the message fail is told in headers.
 
+use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::config::{Target, Unroutable};
 use crate::consumer::Consumer;
-use crate::message::{Message, encode_properties};
+use crate::message::{Message, Withheld, encode_properties};
 use crate::store::{OutboxRow, WaitingRow};
 
 /// How outbox, log and metrics name where copies go.
@@ -24,6 +25,7 @@ const MAX_ERROR_BYTES: usize = 4 * 1024;
 /// The outbox row of a parked message's copy.
 pub fn copy(consumer: &Consumer, target: &Target, row: &WaitingRow, lane: i16) -> OutboxRow {
     let original = &row.message;
+    let left_out = left_out(row, consumer.rules.max_message_bytes);
     let routing_key = match target.routing_key.as_str() {
         "" => original.routing_key.clone(),
         key => key.to_owned(),
@@ -31,8 +33,11 @@ pub fn copy(consumer: &Consumer, target: &Target, row: &WaitingRow, lane: i16) -
     let message = Message {
         exchange: target.exchange.clone(),
         routing_key,
-        properties: properties(&consumer.name, target, row),
-        body: original.body.clone(),
+        properties: properties(&consumer.name, target, row, left_out),
+        body: match left_out {
+            None => original.body.clone(),
+            Some(_) => Bytes::new(),
+        },
     };
     OutboxRow {
         consumer: consumer.id,
@@ -45,7 +50,24 @@ pub fn copy(consumer: &Consumer, target: &Target, row: &WaitingRow, lane: i16) -
     }
 }
 
-fn properties(consumer: &str, target: &Target, row: &WaitingRow) -> BasicProperties {
+/// The length of a body that is not sent again: it is larger than what the consumer handles, or only its beginning is
+/// here.
+fn left_out(row: &WaitingRow, max_bytes: u64) -> Option<u64> {
+    let original = row.withheld.as_ref().and_then(Withheld::original);
+    let cut = original.and_then(|original| original.cut);
+    let length = row.message.body.len() as u64;
+    match cut {
+        Some(cut) => Some(cut.length),
+        None => (length > max_bytes).then_some(length),
+    }
+}
+
+fn properties(
+    consumer: &str,
+    target: &Target,
+    row: &WaitingRow,
+    left_out: Option<u64>,
+) -> BasicProperties {
     let original = &row.message.properties;
     let mut headers = FieldTable::default();
     for (name, value) in original
@@ -57,7 +79,11 @@ fn properties(consumer: &str, target: &Target, row: &WaitingRow) -> BasicPropert
             headers.insert(name.clone(), value.clone());
         }
     }
-    let told = told(consumer, row);
+    let mut told = told(consumer, row);
+    if let Some(length) = left_out {
+        let length = i64::try_from(length).unwrap_or(i64::MAX);
+        told.insert("x-hapax-body-bytes".into(), AMQPValue::LongLongInt(length));
+    }
     for (name, value) in told.inner() {
         headers.insert(name.clone(), value.clone());
     }
@@ -125,6 +151,7 @@ fn told(consumer: &str, row: &WaitingRow) -> FieldTable {
 mod tests {
     use super::*;
     use crate::message::tests::every_property;
+    use crate::message::withheld::{Cut, Original};
     use crate::store::Status;
 
     fn row(properties: BasicProperties) -> WaitingRow {
@@ -148,6 +175,7 @@ mod tests {
                 properties,
                 body: bytes::Bytes::from_static(b"{}"),
             },
+            withheld: None,
         }
     }
 
@@ -173,7 +201,7 @@ mod tests {
             .with_headers(headers)
             .with_user_id("somebody".into())
             .with_expiration("1".into());
-        let copy = properties("points", &target(), &row(original.clone()));
+        let copy = properties("points", &target(), &row(original.clone()), None);
         assert_eq!((copy.user_id(), copy.expiration()), (&None, &None));
         assert_eq!(header(&copy, "CC"), None);
         assert_eq!(
@@ -189,12 +217,33 @@ mod tests {
     }
 
     #[test]
+    fn a_body_that_is_not_handled_is_not_sent_again_and_its_length_is_told() {
+        let mut large = row(BasicProperties::default());
+        assert_eq!(left_out(&large, 2), None);
+        assert_eq!(left_out(&large, 1), Some(2));
+        let original = Original {
+            cut: Some(Cut {
+                length: 1 << 32,
+                sha256: [0; 32],
+            }),
+            ..Original::default()
+        };
+        large.withheld = Some(Withheld::from(&original));
+        assert_eq!(left_out(&large, 2), Some(1 << 32));
+        let copy = properties("points", &target(), &large, Some(1 << 32));
+        assert_eq!(
+            header(&copy, "x-hapax-body-bytes"),
+            Some(&AMQPValue::LongLongInt(1 << 32))
+        );
+    }
+
+    #[test]
     fn a_copy_always_has_an_id_and_fits_into_a_frame() {
         let mut headers = FieldTable::default();
         let long = "x".repeat(MAX_PROPERTIES_BYTES);
         headers.insert("long".into(), AMQPValue::LongString(long.into()));
         let original = BasicProperties::default().with_headers(headers);
-        let copy = properties("points", &target(), &row(original));
+        let copy = properties("points", &target(), &row(original), None);
         assert!(copy.message_id().is_some());
         assert!(encode_properties(&copy).len() <= MAX_PROPERTIES_BYTES);
         assert_eq!(header(&copy, "long"), None);

@@ -74,7 +74,7 @@ fn a_message_without_a_key_is_parked_once_however_often_it_is_delivered() {
             body: bytes::Bytes::from_static(b"{}"),
         }
     };
-    let id = |headers: &[(&str, i64)]| content_id("points", &message(headers));
+    let id = |headers: &[(&str, i64)]| content_id("points", &message(headers), None);
     assert_eq!(id(&[]), id(&[("x-delivery-count", 1)]));
     assert_eq!(
         id(&[("tenant", 7)]),

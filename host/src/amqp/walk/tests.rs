@@ -192,7 +192,7 @@ pub(crate) fn encoded() -> impl Strategy<Value = Vec<u8>> {
         if which & 2 != 0 {
             properties = properties
                 .with_message_id(text.clone())
-                .with_kind(text.clone());
+                .with_type(text.clone());
         }
         if which & 4 != 0 {
             properties = properties

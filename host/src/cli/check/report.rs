@@ -52,6 +52,10 @@ pub struct ConsumerReport {
     pub random: &'static str,
     /// Of one message.
     pub limits: Vec<String>,
+    /// What bodies may have: to be handled, to be parked whole, and together while they wait in memory.
+    pub max_message_bytes: u64,
+    pub max_parked_bytes: u64,
+    pub prefetch_bytes: u64,
     pub lanes: usize,
     pub prefetch: u16,
     pub batch: usize,
@@ -136,6 +140,9 @@ impl ConsumerReport {
                 Random::Secure => "secure",
             },
             limits: limits(&consumer.limits),
+            max_message_bytes: consumer.max_message_bytes,
+            max_parked_bytes: consumer.max_parked_bytes,
+            prefetch_bytes: consumer.prefetch_bytes,
             name: consumer.name.clone(),
             queue: consumer.queue.clone(),
             plugin_path: consumer.plugin.display().to_string(),
@@ -367,6 +374,16 @@ impl ConsumerReport {
         }
         line(
             text,
+            "  bodies",
+            &format!(
+                "up to {} handled, up to {} parked whole; {} fetched ahead",
+                size(self.max_message_bytes),
+                size(self.max_parked_bytes),
+                size(self.prefetch_bytes)
+            ),
+        );
+        line(
+            text,
             "  runs",
             &format!(
                 "{}, prefetch {}, batch {}, {}, remembered {}",
@@ -502,6 +519,7 @@ mod tests {
               limits       200ms of processor, 5s in all; 64 MiB of memory, 100,000 table elements; 32 MiB passed to the host
                            SQL: 1,000 statements, 100,000 rows, 16 MiB
                            sends 1,000 messages, 16 MiB; logs 64 KiB
+              bodies       up to 4 MiB handled, up to 128 MiB parked whole; 64 MiB fetched ahead
               runs         4 lanes, prefetch 1024, batch 256, 5 attempts, remembered 7d
 
             no problems

@@ -177,6 +177,7 @@ async fn change(arguments: &SelectArgs, config: &Arc<Config>, words: &Words) -> 
         total.changed += changed.changed;
         total.gone += changed.gone;
         total.duplicates.extend(changed.duplicates);
+        total.withheld.extend(changed.withheld);
         progress.set_position(total.changed);
     }
     progress.finish_and_clear();
@@ -295,6 +296,7 @@ fn tell(arguments: &SelectArgs, changed: &Changed, words: &Words) -> Result<(), 
             "changed": changed.changed,
             "gone": changed.gone,
             "duplicates": changed.duplicates,
+            "withheld": changed.withheld,
             "dry_run": arguments.dry_run,
         }));
     }
@@ -332,7 +334,25 @@ fn told(changed: &Changed, words: &Words) -> String {
             "{FAINT}Their messages were dealt with; `hapax parked discard` removes what is left of them.{FAINT:#}"
         );
     }
-    if changed.changed > 0 || changed.duplicates.is_empty() {
+    if !changed.withheld.is_empty() {
+        let ids = changed.withheld.iter().take(TOLD_DUPLICATES);
+        let ids = ids.map(|id| &id[..id.len().min(8)]).collect::<Vec<_>>();
+        let _ = writeln!(
+            text,
+            "{WARNING}cannot run, nothing done{WARNING:#}: {} ({}{})\n{FAINT}A part of each is all that could be read; \
+             `hapax parked show ID` tells which. Write a body with `hapax parked replay ID --edit`, or discard \
+             it.{FAINT:#}",
+            output::count(changed.withheld.len() as u64, "message"),
+            ids.join(", "),
+            if changed.withheld.len() > TOLD_DUPLICATES {
+                ", …"
+            } else {
+                ""
+            }
+        );
+    }
+    let nothing_left_alone = changed.duplicates.is_empty() && changed.withheld.is_empty();
+    if changed.changed > 0 || nothing_left_alone {
         let style = if changed.changed > 0 { GOOD } else { FAINT };
         let count = output::count(changed.changed, "message");
         let _ = writeln!(text, "{style}{count}{style:#} {}", words.done);
@@ -355,6 +375,24 @@ mod tests {
     use super::*;
     use crate::operations::Duplicate;
     use expect_test::expect;
+
+    #[test]
+    fn a_message_that_cannot_run_is_told_with_the_way_out() {
+        let changed = Changed {
+            changed: 1,
+            withheld: vec!["3f2a8c1e".repeat(8)],
+            ..Changed::default()
+        };
+        let plain = anstream::adapter::strip_str(&told(&changed, &REPLAY)).to_string();
+        assert!(
+            plain.contains("cannot run, nothing done: 1 message (3f2a8c1e)"),
+            "{plain}"
+        );
+        assert!(
+            plain.contains("parked replay ID --edit") && plain.contains("1 message due now"),
+            "{plain}"
+        );
+    }
 
     #[test]
     fn a_duplicate_is_told_as_one_and_nothing_else_is_claimed() {

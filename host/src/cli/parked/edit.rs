@@ -36,7 +36,8 @@ pub(super) async fn run(
     let file = Draft::new(&shown.entry.id, text)
         .map_err(|error| Error::failed(format!("a file for the editor cannot be made: {error}")))?;
     let edited = file.edit(text).await?;
-    if edited == text {
+    // A message of which something was withheld may run with the body that it has.
+    if edited == text && shown.withheld.is_none() {
         file.remove();
         return Ok(None);
     }

@@ -3,12 +3,14 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::message::Message;
-use crate::operations::{Request, Response, Shown, write_message};
+use crate::operations::{Kept, Request, Response, Shown, write_message};
 use crate::output;
 
 use super::super::access::Access;
@@ -41,6 +43,7 @@ pub(super) async fn run(arguments: &ShowArgs, config: &Arc<Config>) -> Result<()
         value["stderr"] = json!(shown.stderr);
         value["backtrace"] = json!(shown.backtrace);
         value["message"] = write_message(&message);
+        value["withheld"] = json!(shown.withheld);
         return print_json(&value);
     }
     Ok(output::print(&render(&shown, &message))?)
@@ -75,7 +78,34 @@ fn render(shown: &Shown, message: &Message) -> String {
 
     section(&mut text, "stderr", &shown.stderr);
     section(&mut text, "backtrace", &shown.backtrace);
+    if let Some(kept) = &shown.withheld {
+        section(&mut text, "as it came", &as_it_came(kept));
+    }
     text.push_str(&content(message));
+    text
+}
+
+/// What could not be taken of a message: bytes in hexadecimal digits and characters.
+fn as_it_came(kept: &Kept) -> String {
+    let mut text = String::new();
+    if let (Some(bytes), Some(sha256)) = (kept.body_bytes, &kept.body_sha256) {
+        let bytes = output::count(bytes, "byte");
+        let _ = writeln!(
+            text,
+            "the body had {bytes}, SHA-256 {sha256}; its beginning is stored"
+        );
+    }
+    let parts = [
+        ("exchange", &kept.exchange),
+        ("routing key", &kept.routing_key),
+        ("properties", &kept.properties),
+    ];
+    for (name, part) in parts {
+        if let Some(part) = part {
+            let bytes = STANDARD.decode(part).unwrap_or_default();
+            let _ = write!(text, "{name} ({})\n{}", kept.encoding, dump(&bytes));
+        }
+    }
     text
 }
 
@@ -204,6 +234,14 @@ mod tests {
             stderr: "panicked\u{7}\nat once".into(),
             backtrace: String::new(),
             message: crate::operations::Wire::from(&message),
+            withheld: Some(Kept {
+                encoding: "amqp-withheld/1".into(),
+                exchange: None,
+                routing_key: None,
+                properties: Some(STANDARD.encode([0x00, 0x80, 0x01, 0xc4])),
+                body_bytes: Some(300),
+                body_sha256: Some("ab".into()),
+            }),
         };
         let plain = anstream::adapter::strip_str(&render(&shown, &message)).to_string();
         expect![[r#"
@@ -223,6 +261,11 @@ mod tests {
             stderr
               panicked\u{7}
               at once
+
+            as it came
+              the body had 300 bytes, SHA-256 ab; its beginning is stored
+              properties (amqp-withheld/1)
+              00000000  00 80 01 c4                                      ....
 
             properties
               message_id: m\r\n

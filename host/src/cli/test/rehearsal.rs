@@ -350,6 +350,7 @@ impl Stage {
     ) -> Result<Verdict, Error> {
         let mut items = [Item {
             message: Arc::clone(message),
+            withheld: None,
             identity: self.consumer.rules.identify(message),
             redelivered: self.redelivered,
             hold: Hold::Nothing,

@@ -47,6 +47,21 @@ impl Operations {
         if record.row.status != Status::Parked {
             return Err(refused(ids::not_parked(&edit.id, &record)));
         }
+        if let Some(withheld) = &record.row.withheld {
+            let original = withheld.original().ok_or_else(|| {
+                refused(format!(
+                    "{} was stored as {} by another version of hapax, and this one cannot make a message of it: \
+                     discard it, or use that version",
+                    edit.id, withheld.encoding
+                ))
+            })?;
+            if original.cut.is_some() && old == new {
+                return Err(refused(
+                    "only the beginning of the body is stored, and it would run as it is: write the whole body"
+                        .to_owned(),
+                ));
+            }
+        }
         let name = &record.consumer;
         self.known_consumer(Some(name))?;
         let consumer = self

@@ -38,6 +38,7 @@ async fn a_message_that_was_committed_meanwhile_is_a_duplicate_and_stays_as_it_i
         trace_id: String::new(),
         queue: "orders.paid".into(),
         message: whole,
+        withheld: None,
     };
     session
         .waiting_put(place.consumer, &[(row, Duration::ZERO)])

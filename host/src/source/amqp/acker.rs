@@ -3,27 +3,29 @@
 use std::time::{Duration, Instant};
 
 use lapin::Channel;
-use lapin::options::BasicAckOptions;
+use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use tokio::sync::mpsc;
 
-use crate::ack::Window;
+use crate::ack::{Settled, Window};
 use crate::failpoint::{self, Point};
 
 /// The acknowledgements of one channel, and for how long they have been missing.
 pub(super) struct Acker<'a> {
     pub channel: &'a Channel,
-    pub settled: mpsc::UnboundedReceiver<Vec<u64>>,
+    pub settled: mpsc::UnboundedReceiver<Settled>,
     window: Window,
     /// Deliveries that nobody has settled.
     open: usize,
     /// When a delivery was last settled, or came while there was none.
     moved: Instant,
+    /// Why a delivery stays in the queue although its message is parked.
+    left: Option<String>,
 }
 
 impl<'a> Acker<'a> {
     pub fn new(
         channel: &'a Channel,
-        settled: mpsc::UnboundedReceiver<Vec<u64>>,
+        settled: mpsc::UnboundedReceiver<Settled>,
         prefetch: u16,
     ) -> Self {
         Self {
@@ -32,7 +34,18 @@ impl<'a> Acker<'a> {
             window: Window::new(prefetch),
             open: 0,
             moved: Instant::now(),
+            left: None,
         }
+    }
+
+    /// Whether every delivery is settled.
+    pub fn is_idle(&self) -> bool {
+        self.open == 0
+    }
+
+    /// Why a delivery has to stay in the queue, once.
+    pub fn take_left(&mut self) -> Option<String> {
+        self.left.take()
     }
 
     /// A delivery has come.
@@ -67,13 +80,28 @@ impl<'a> Acker<'a> {
     }
 
     /// Takes what is settled, all of it that is there, and sends the frames.
-    pub async fn settle(&mut self, first: Option<Vec<u64>>) -> Result<(), lapin::Error> {
+    pub async fn settle(&mut self, first: Option<Settled>) -> Result<(), lapin::Error> {
         let mut next = first;
-        while let Some(tags) = next {
-            self.open = self.open.saturating_sub(tags.len());
+        while let Some(settled) = next {
             self.moved = Instant::now();
-            for tag in tags {
-                self.window.settle(tag);
+            match settled {
+                Settled::Ack(tags) => {
+                    self.open = self.open.saturating_sub(tags.len());
+                    for tag in tags {
+                        self.window.settle(tag);
+                    }
+                }
+                Settled::Reject(tag) => {
+                    self.open = self.open.saturating_sub(1);
+                    let options = BasicRejectOptions { requeue: false };
+                    self.channel.basic_reject(tag, options).await?;
+                    self.window.rejected(tag);
+                }
+                // Its slot stays open, so that no frame of the window names it.
+                Settled::Leave(_, reason) => {
+                    self.open = self.open.saturating_sub(1);
+                    self.left = Some(reason);
+                }
             }
             next = self.settled.try_recv().ok();
         }

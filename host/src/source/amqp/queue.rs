@@ -224,6 +224,11 @@ impl Arguments {
         self.known.get(name)?.parse().ok()
     }
 
+    /// The queue's dead letters go somewhere. A policy that says so cannot be seen.
+    pub fn dead_letters(&self) -> bool {
+        self.known.contains_key("x-dead-letter-exchange")
+    }
+
     pub fn is_single_active(&self) -> bool {
         self.known
             .get(SINGLE_ACTIVE)

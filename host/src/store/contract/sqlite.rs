@@ -344,13 +344,13 @@ async fn a_queue_keeps_its_messages_in_order_until_they_are_acknowledged() {
     );
     assert_eq!(queues.depth("orders").await.unwrap(), Some(2));
 
-    let first = queues.deliver("orders", 0, 1).await.unwrap();
+    let first = queues.deliver("orders", 0, 1, u64::MAX).await.unwrap();
     assert_eq!(
         (first.len(), first[0].deliveries, &first[0].message),
         (1, 1, &publish[0].1)
     );
     let rest = queues
-        .deliver("orders", first[0].sequence, 10)
+        .deliver("orders", first[0].sequence, 10, u64::MAX)
         .await
         .unwrap();
     assert_eq!(
@@ -364,11 +364,33 @@ async fn a_queue_keeps_its_messages_in_order_until_they_are_acknowledged() {
         "the tag of another queue acks nothing"
     );
     queues.ack("orders", &[first[0].sequence]).await.unwrap();
-    let again = queues.deliver("orders", 0, 10).await.unwrap();
+    let again = queues.deliver("orders", 0, 10, u64::MAX).await.unwrap();
     assert_eq!(
         (again.len(), again[0].deliveries, again[0].sequence),
         (1, 2, rest[0].sequence)
     );
+    drop(session);
+    fixture.remove().await;
+}
+
+#[tokio::test]
+async fn a_queue_delivers_no_more_bodies_than_there_is_room_for_and_one_at_least() {
+    let fixture = Fixture::sqlite().await;
+    let mut session = fixture.session().await;
+    let queues = session.queues().unwrap();
+    queues.declare("orders").await.unwrap();
+    let publish =
+        [10, 30, 20, 0, 1].map(|length| ("orders".to_owned(), message(&"x".repeat(length))));
+    queues.publish(&publish).await.unwrap();
+    let mut lengths = Vec::new();
+    let mut last = 0;
+    for bytes in [1, 31, 20] {
+        let delivered = queues.deliver("orders", last, 10, bytes).await.unwrap();
+        last = delivered.last().unwrap().sequence;
+        let found = delivered.iter().map(|queued| queued.message.body.len());
+        lengths.push(found.collect::<Vec<_>>());
+    }
+    assert_eq!(lengths, [vec![10], vec![30, 20], vec![0, 1]]);
     drop(session);
     fixture.remove().await;
 }

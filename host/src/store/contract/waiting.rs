@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::message::withheld::{Cut, Original, Withheld};
+
 use super::{Fixture, HOUR, claim, in_every_dialect, in_memory, message, rule, waiting};
 use crate::store::{
     ConsumerId, Fate, Session, Settlement, Start, Status, WaitingFilter, WaitingRow,
@@ -10,6 +12,8 @@ use crate::store::{
 in_every_dialect! {
     a_message_waits_whole_and_leaves_as_it_came
     no_content_can_make_parking_fail
+    what_was_withheld_of_a_message_is_kept_beside_it_until_an_edit
+    a_row_of_an_encoding_that_nobody_knows_comes_as_its_bytes
     a_newer_failure_replaces_an_older_one_of_its_key
     the_same_content_without_a_key_is_parked_once
     one_batch_may_park_the_same_content_twice
@@ -25,6 +29,7 @@ in_every_dialect! {
 
 in_memory! {
     a_message_waits_whole_and_leaves_as_it_came
+    a_row_of_an_encoding_that_nobody_knows_comes_as_its_bytes
     the_same_content_without_a_key_is_parked_once
     one_batch_may_park_the_same_content_twice
     due_rows_come_oldest_first_and_others_do_not_come
@@ -91,6 +96,64 @@ async fn no_content_can_make_parking_fail(fixture: &Fixture) {
     assert_eq!(record.row.stderr, nasty.replace('\0', "\u{2400}"));
     assert_eq!(record.row.message, row.message);
     assert_eq!(record.due_at, None);
+}
+
+fn withheld(row: WaitingRow) -> WaitingRow {
+    let original = Original {
+        exchange: vec![0xff],
+        routing_key: b"r".to_vec(),
+        head: Some(vec![0, 0x80, 1, 0xc4]),
+        cut: Some(Cut {
+            length: 1 << 33,
+            sha256: [9; 32],
+        }),
+    };
+    WaitingRow {
+        key: None,
+        withheld: Some(Withheld::from(&original)),
+        ..row
+    }
+}
+
+async fn what_was_withheld_of_a_message_is_kept_beside_it_until_an_edit(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    let row = withheld(waiting(b"id", Status::Parked));
+    put(&mut *session, consumer, &row, Duration::ZERO).await;
+    assert_eq!(session.waiting_list(&filter()).await.unwrap()[0].row, row);
+    let (old, new) = (row.message.body.to_vec(), b"{\"a\":1}");
+    assert!(
+        session
+            .upkeep()
+            .waiting_edit(b"id", &old, new)
+            .await
+            .unwrap()
+    );
+    let edited = session.waiting_list(&filter()).await.unwrap().remove(0).row;
+    assert_eq!(
+        (edited.withheld, edited.message.body.as_ref()),
+        (None, &new[..])
+    );
+}
+
+async fn a_row_of_an_encoding_that_nobody_knows_comes_as_its_bytes(fixture: &Fixture) {
+    let consumer = fixture.consumer().await;
+    let mut session = fixture.session().await;
+    let row = WaitingRow {
+        withheld: Some(Withheld {
+            encoding: "kafka/3".to_owned(),
+            bytes: vec![0, 0xff],
+        }),
+        ..waiting(b"id", Status::Retry)
+    };
+    put(&mut *session, consumer, &row, Duration::ZERO).await;
+    assert_eq!(session.waiting_list(&filter()).await.unwrap()[0].row, row);
+    session.begin().await.unwrap();
+    assert_eq!(
+        session.waiting_lock(consumer, b"id").await.unwrap(),
+        Some(row)
+    );
+    session.rollback().await.unwrap();
 }
 
 async fn a_newer_failure_replaces_an_older_one_of_its_key(fixture: &Fixture) {

@@ -8,7 +8,9 @@ use sqlx::postgres::PgRow;
 
 use super::ledger::seconds;
 use super::session::{PgQuery, PostgresSession, column};
-use crate::store::stored::{STATEMENT_BYTES, broken, distinct, message, split, text};
+use crate::store::stored::{
+    STATEMENT_BYTES, broken, distinct, encoding, split, text, waiting_message,
+};
 use crate::store::{
     ConsumerId, Session, Start, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow,
 };
@@ -17,7 +19,8 @@ use crate::store::{
 macro_rules! columns {
     () => {
         "w.id, w.key, w.fingerprint, w.partition, w.status, w.attempts, w.code, w.error, w.stderr, \
-         w.backtrace, w.plugin, w.trace_id, w.queue, w.exchange, w.routing_key, w.properties"
+         w.backtrace, w.plugin, w.trace_id, w.queue, w.encoding, w.withheld, w.exchange, w.routing_key, \
+         w.properties"
     };
 }
 
@@ -77,16 +80,18 @@ impl PostgresSession {
             .statement(
                 "INSERT INTO @hapax_waiting AS w (consumer, id, key, fingerprint, partition, status, attempts, \
                  code, error, stderr, backtrace, plugin, trace_id, queue, exchange, routing_key, properties, \
-                 body, first_failed_at, failed_at, due_at) \
+                 body, encoding, withheld, first_failed_at, failed_at, due_at) \
                  SELECT $1, r.id, r.key, r.fingerprint, r.partition, r.status, r.attempts, r.code, r.error, \
                  r.stderr, r.backtrace, r.plugin, r.trace_id, r.queue, r.exchange, r.routing_key, r.properties, \
-                 r.body, clock_timestamp(), clock_timestamp(), \
+                 r.body, r.encoding, r.withheld, clock_timestamp(), clock_timestamp(), \
                  CASE WHEN r.status = 'retry' THEN clock_timestamp() + r.due * interval '1 second' END \
                  FROM unnest($2::bytea[], $3::bytea[], $4::bytea[], $5::bigint[], $6::text[], $7::int[], \
                  $8::text[], $9::text[], $10::text[], $11::text[], $12::bytea[], $13::text[], $14::text[], \
-                 $15::bytea[], $16::bytea[], $17::bytea[], $18::bytea[], $19::float8[]) WITH ORDINALITY \
+                 $15::bytea[], $16::bytea[], $17::bytea[], $18::bytea[], $19::text[], $20::bytea[], $21::float8[]) \
+                 WITH ORDINALITY \
                  AS r (id, key, fingerprint, partition, status, attempts, code, error, stderr, backtrace, \
-                 plugin, trace_id, queue, exchange, routing_key, properties, body, due, place) \
+                 plugin, trace_id, queue, exchange, routing_key, properties, body, encoding, withheld, due, \
+                 place) \
                  ORDER BY r.place \
                  ON CONFLICT (consumer, id) DO UPDATE SET key = excluded.key, \
                  fingerprint = excluded.fingerprint, partition = excluded.partition, status = excluded.status, \
@@ -94,7 +99,7 @@ impl PostgresSession {
                  stderr = excluded.stderr, backtrace = excluded.backtrace, plugin = excluded.plugin, \
                  trace_id = excluded.trace_id, queue = excluded.queue, exchange = excluded.exchange, \
                  routing_key = excluded.routing_key, properties = excluded.properties, body = excluded.body, \
-                 failed_at = excluded.failed_at, due_at = excluded.due_at \
+                 encoding = excluded.encoding, withheld = excluded.withheld, failed_at = excluded.failed_at, due_at = excluded.due_at \
                  WHERE excluded.key IS NOT NULL",
             )
             .bind(consumer.0)
@@ -115,6 +120,8 @@ impl PostgresSession {
             .bind(each(rows, |row| row.message.routing_key.as_bytes()))
             .bind(each(rows, |row| row.message.encoded_properties()))
             .bind(each(rows, |row| row.message.body.as_ref()))
+            .bind(each(rows, |row| encoding(row).0))
+            .bind(each(rows, |row| encoding(row).1))
             .bind(rows.iter().map(|(_, due)| seconds(*due)).collect::<Vec<_>>());
         self.touch(insert).await.map(|_| ())
     }
@@ -345,11 +352,11 @@ impl PostgresSession {
         rows.iter()
             .map(|row| {
                 Ok(WaitingRecord {
-                    consumer: column(row, 17)?,
+                    consumer: column(row, 19)?,
                     row: waiting_row(row)?,
-                    first_failed_at: column::<DateTime<Utc>>(row, 18)?.timestamp_micros(),
-                    failed_at: column::<DateTime<Utc>>(row, 19)?.timestamp_micros(),
-                    due_at: column::<Option<DateTime<Utc>>>(row, 20)?
+                    first_failed_at: column::<DateTime<Utc>>(row, 20)?.timestamp_micros(),
+                    failed_at: column::<DateTime<Utc>>(row, 21)?.timestamp_micros(),
+                    due_at: column::<Option<DateTime<Utc>>>(row, 22)?
                         .map(|time| time.timestamp_micros()),
                 })
             })
@@ -439,7 +446,8 @@ impl PostgresSession {
         self.outside()?;
         let update = self
             .statement(
-                "UPDATE @hapax_waiting SET body = $3 WHERE consumer IN (SELECT id FROM @hapax_consumer) \
+                "UPDATE @hapax_waiting SET body = $3, encoding = 'amqp/1', withheld = NULL \
+                 WHERE consumer IN (SELECT id FROM @hapax_consumer) \
                  AND id = $1 AND status = 'parked' AND body = $2",
             )
             .bind(id)
@@ -476,6 +484,14 @@ fn status(text: &str) -> Result<Status, StoreError> {
 }
 
 fn waiting_row(row: &PgRow) -> Result<WaitingRow, StoreError> {
+    let (message, withheld) = waiting_message(
+        column(row, 13)?,
+        column(row, 14)?,
+        column(row, 15)?,
+        column(row, 16)?,
+        column(row, 17)?,
+        column(row, 18)?,
+    );
     Ok(WaitingRow {
         id: column(row, 0)?,
         key: column(row, 1)?,
@@ -490,11 +506,7 @@ fn waiting_row(row: &PgRow) -> Result<WaitingRow, StoreError> {
         plugin: column(row, 10)?,
         trace_id: column(row, 11)?,
         queue: column(row, 12)?,
-        message: message(
-            column(row, 13)?,
-            column(row, 14)?,
-            column(row, 15)?,
-            column(row, 16)?,
-        )?,
+        message,
+        withheld,
     })
 }

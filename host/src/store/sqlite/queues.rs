@@ -45,19 +45,23 @@ impl Queues for SqliteSession {
         queue: &str,
         after: i64,
         limit: u32,
+        bytes: u64,
     ) -> Result<Vec<QueuedMessage>, StoreError> {
         let mut slot = self.alone().await?;
         // Counted before they are handed out, so that a message that kills the host is known by it.
         let update = sqlx::query(
             "UPDATE hapax_message SET deliveries = deliveries + 1 WHERE sequence IN \
-             (SELECT m.sequence FROM hapax_message m \
+             (SELECT b.sequence FROM (SELECT n.sequence, \
+             sum(n.bytes) OVER (ORDER BY n.sequence) - n.bytes AS before FROM \
+             (SELECT m.sequence, length(m.body) AS bytes FROM hapax_message m \
              WHERE m.queue = (SELECT q.id FROM hapax_queue q WHERE q.name = ?1) AND m.sequence > ?2 \
-             ORDER BY m.sequence LIMIT ?3) \
+             ORDER BY m.sequence LIMIT ?3) n) b WHERE b.before < ?4) \
              RETURNING sequence, deliveries, exchange, routing_key, properties, body",
         )
         .bind(queue)
         .bind(after)
-        .bind(limit);
+        .bind(limit)
+        .bind(i64::try_from(bytes).unwrap_or(i64::MAX));
         let mut delivered = Vec::new();
         for row in slot.rows(update).await? {
             delivered.push(QueuedMessage {

@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 
 use super::connection::{Slot, SqliteQuery, column, now};
 use super::rows::{marks, pieces, values};
-use crate::store::stored::{broken, distinct, message, micros, text};
+use crate::store::stored::{broken, distinct, encoding, micros, text, waiting_message};
 use crate::store::{
     ConsumerId, Start, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow,
 };
@@ -16,7 +16,8 @@ use crate::store::{
 macro_rules! columns {
     () => {
         "w.id, w.key, w.fingerprint, w.partition, w.status, w.attempts, w.code, w.error, w.stderr, \
-         w.backtrace, w.plugin, w.trace_id, w.queue, w.exchange, w.routing_key, w.properties"
+         w.backtrace, w.plugin, w.trace_id, w.queue, w.encoding, w.withheld, w.exchange, w.routing_key, \
+         w.properties"
     };
 }
 
@@ -63,15 +64,16 @@ impl Slot {
         let text_ = format!(
             "INSERT INTO hapax_waiting (consumer, id, key, fingerprint, partition, status, attempts, code, \
              error, stderr, backtrace, plugin, trace_id, queue, exchange, routing_key, properties, body, \
-             first_failed_at, failed_at, due_at) VALUES {} \
+             encoding, withheld, first_failed_at, failed_at, due_at) VALUES {} \
              ON CONFLICT (consumer, id) DO UPDATE SET key = excluded.key, fingerprint = excluded.fingerprint, \
              partition = excluded.partition, status = excluded.status, attempts = excluded.attempts, \
              starts = 0, code = excluded.code, error = excluded.error, stderr = excluded.stderr, \
              backtrace = excluded.backtrace, plugin = excluded.plugin, trace_id = excluded.trace_id, \
              queue = excluded.queue, exchange = excluded.exchange, routing_key = excluded.routing_key, \
-             properties = excluded.properties, body = excluded.body, failed_at = excluded.failed_at, \
+             properties = excluded.properties, body = excluded.body, encoding = excluded.encoding, \
+             withheld = excluded.withheld, failed_at = excluded.failed_at, \
              due_at = excluded.due_at WHERE excluded.key IS NOT NULL",
-            values(rows.len(), 21)
+            values(rows.len(), 23)
         );
         let mut insert = sqlx::query(AssertSqlSafe(text_));
         let now = now();
@@ -95,6 +97,8 @@ impl Slot {
                 .bind(row.message.routing_key.as_bytes())
                 .bind(row.message.encoded_properties())
                 .bind(row.message.body.as_ref())
+                .bind(encoding(row).0)
+                .bind(encoding(row).1)
                 .bind(now)
                 .bind(now)
                 .bind((row.status == Status::Retry).then(|| now + micros(*due)));
@@ -323,11 +327,11 @@ impl Slot {
         rows.iter()
             .map(|row| {
                 Ok(WaitingRecord {
-                    consumer: column(row, 17)?,
+                    consumer: column(row, 19)?,
                     row: waiting_row(row)?,
-                    first_failed_at: column(row, 18)?,
-                    failed_at: column(row, 19)?,
-                    due_at: column(row, 20)?,
+                    first_failed_at: column(row, 20)?,
+                    failed_at: column(row, 21)?,
+                    due_at: column(row, 22)?,
                 })
             })
             .collect()
@@ -422,8 +426,8 @@ impl Slot {
         new_body: &[u8],
     ) -> Result<bool, StoreError> {
         let update = sqlx::query(
-            "UPDATE hapax_waiting SET body = ?3 WHERE consumer IN (SELECT id FROM hapax_consumer) \
-             AND id = ?1 AND status = 'parked' AND body = ?2",
+            "UPDATE hapax_waiting SET body = ?3, encoding = 'amqp/1', withheld = NULL \
+             WHERE consumer IN (SELECT id FROM hapax_consumer) AND id = ?1 AND status = 'parked' AND body = ?2",
         )
         .bind(id)
         .bind(old_body)
@@ -458,6 +462,14 @@ fn status(text: &str) -> Result<Status, StoreError> {
 }
 
 fn waiting_row(row: &SqliteRow) -> Result<WaitingRow, StoreError> {
+    let (message, withheld) = waiting_message(
+        column(row, 13)?,
+        column(row, 14)?,
+        column(row, 15)?,
+        column(row, 16)?,
+        column(row, 17)?,
+        column(row, 18)?,
+    );
     Ok(WaitingRow {
         id: column(row, 0)?,
         key: column(row, 1)?,
@@ -472,11 +484,7 @@ fn waiting_row(row: &SqliteRow) -> Result<WaitingRow, StoreError> {
         plugin: column(row, 10)?,
         trace_id: column(row, 11)?,
         queue: column(row, 12)?,
-        message: message(
-            column(row, 13)?,
-            column(row, 14)?,
-            column(row, 15)?,
-            column(row, 16)?,
-        )?,
+        message,
+        withheld,
     })
 }

@@ -124,7 +124,7 @@ async fn embedded(
     let block = u32::try_from(BLOCK)?;
     let mut last = 0;
     while !stop.is_cancelled() {
-        let messages = queues.deliver(&incoming, last, block).await?;
+        let messages = queues.deliver(&incoming, last, block, u64::MAX).await?;
         let Some(end) = messages.last() else {
             tokio::select! {
                 () = stop.cancelled() => break,

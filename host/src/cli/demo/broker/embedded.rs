@@ -95,7 +95,9 @@ pub async fn events(place: &Place, contestant: Contestant) -> anyhow::Result<Vec
     let queues = queues(session.as_mut())?;
     let (mut events, mut last) = (Vec::new(), 0);
     loop {
-        let messages = queues.deliver(EVENTS, last, u32::try_from(CHUNK)?).await?;
+        let messages = queues
+            .deliver(EVENTS, last, u32::try_from(CHUNK)?, u64::MAX)
+            .await?;
         let Some(end) = messages.last() else {
             return Ok(events);
         };

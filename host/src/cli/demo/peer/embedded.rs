@@ -146,7 +146,11 @@ impl Connection {
         let after = self.last;
         let orders = self.orders.clone();
         let room = u32::try_from(room)?;
-        for queued in self.queues()?.deliver(&orders, after, room).await? {
+        for queued in self
+            .queues()?
+            .deliver(&orders, after, room, u64::MAX)
+            .await?
+        {
             self.last = queued.sequence;
             self.unacknowledged += 1;
             let tag = u64::try_from(queued.sequence)?;
