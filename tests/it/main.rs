@@ -48,6 +48,7 @@ mod swallowed_errors;
 mod time_limits;
 mod traps;
 mod two_hosts;
+mod unreadable;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -275,6 +276,15 @@ fn main() -> ExitCode {
                 messages_behind_one_that_cannot_be_sent_do_not_hold_up_the_drain,
                 messages_behind_one_that_cannot_be_sent_do_not_stop_the_lanes,
                 what_a_killed_host_left_behind_is_sent;
+        }
+        unreadable {
+            once: large_ones_do_not_fill_the_memory;
+            each store:
+                are_parked_as_bytes_and_their_neighbours_run,
+                are_one_row_however_often_they_come,
+                large_ones_are_held_within_the_budget,
+                what_is_too_large_to_park_goes_to_the_dead_letters,
+                what_is_too_large_to_park_stays_where_nobody_keeps_it;
         }
         bad_messages {
             each store:

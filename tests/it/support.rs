@@ -13,6 +13,7 @@ pub mod orders;
 pub mod place;
 pub mod ports;
 pub mod proxy;
+pub mod raw;
 pub mod scene;
 pub mod servers;
 pub mod store;
