@@ -314,8 +314,11 @@ pub async fn what_is_too_large_to_park_stays_where_nobody_keeps_it(
         let paused = async |host: &Host| {
             wait::until("the consumer to be paused", wait::PATIENCE, async || {
                 let listed = host.cli(&["consumers", "list", "--json"]).await?.json()?;
-                let state = listed[0]["state"].as_str().map(str::to_owned);
-                let reason = listed[0]["reason"].as_str().unwrap_or_default();
+                let named = |row: &&Value| row["name"] == *kind;
+                let row = listed.as_array().and_then(|rows| rows.iter().find(named));
+                let row = row.context("the consumer")?;
+                let state = row["state"].as_str().map(str::to_owned);
+                let reason = row["reason"].as_str().unwrap_or_default();
                 let named = reason.contains("max-parked-bytes");
                 Ok((state.as_deref() == Some("paused") && named).then_some(()))
             })

@@ -101,48 +101,43 @@ impl From<&Original> for Withheld {
 /// What tells properties as on the wire apart, without headers of these names, which a broker adds on a message's way
 /// back. Properties whose headers cannot be walked to their end are told apart by all of their bytes.
 pub fn without_headers(head: &[u8], names: &[&str]) -> Vec<u8> {
-    let mut kept = Vec::with_capacity(head.len());
-    let mut rest = head;
-    let walked = walk_to_headers(&mut rest).and_then(|headers| {
-        // Their length would tell of what was added.
-        let before = head.len() - headers.len() - rest.len() - size_of::<u32>();
-        kept.extend_from_slice(&head[..before]);
-        let mut entries = headers;
-        while !entries.is_empty() {
-            let before = entries;
-            let name = short_string(&mut entries)?;
-            skip_value(&mut entries)?;
-            if !names.iter().any(|known| known.as_bytes() == name) {
-                kept.extend_from_slice(&before[..before.len() - entries.len()]);
-            }
-        }
-        Some(())
-    });
-    match walked {
-        Some(()) => {
-            kept.extend_from_slice(rest);
-            kept
-        }
-        None => head.to_vec(),
-    }
+    walk(head, names).unwrap_or_else(|| head.to_vec())
 }
 
-/// The entries of the table of headers (AMQP 0-9-1, section 4.2.6.1); what comes behind them is left in `rest`.
-/// `None` where there are none.
-fn walk_to_headers<'h>(rest: &mut &'h [u8]) -> Option<&'h [u8]> {
+/// AMQP 0-9-1, section 4.2.6.1. `None` where there are no headers, or none that can be walked.
+fn walk(head: &[u8], names: &[&str]) -> Option<Vec<u8>> {
     const CONTENT_TYPE: u16 = 1 << 15;
     const CONTENT_ENCODING: u16 = 1 << 14;
     const HEADERS: u16 = 1 << 13;
-    let flags = u16::from_be_bytes(*take(rest, 2)?.first_chunk()?);
+    let mut rest = head;
+    let flags = u16::from_be_bytes(*take(&mut rest, 2)?.first_chunk()?);
+    let before = rest;
     for text in [CONTENT_TYPE, CONTENT_ENCODING] {
         if flags & text != 0 {
-            short_string(rest)?;
+            short_string(&mut rest)?;
         }
     }
     if flags & HEADERS == 0 {
         return None;
     }
-    long_bytes(rest)
+    let before = &before[..before.len() - rest.len()];
+    let mut entries = long_bytes(&mut rest)?;
+    let mut kept = Vec::with_capacity(entries.len());
+    while !entries.is_empty() {
+        let entry = entries;
+        let name = short_string(&mut entries)?;
+        skip_value(&mut entries)?;
+        if !names.iter().any(|known| known.as_bytes() == name) {
+            kept.extend_from_slice(&entry[..entry.len() - entries.len()]);
+        }
+    }
+    // A message that came without headers is the same one when the broker's were its only ones.
+    let flags = if kept.is_empty() {
+        flags & !HEADERS
+    } else {
+        flags
+    };
+    Some([&flags.to_be_bytes(), before, &kept, rest].concat())
 }
 
 fn skip_value(rest: &mut &[u8]) -> Option<()> {
@@ -221,6 +216,9 @@ mod tests {
             let again = without_headers(&head(&[own, &count(n)]), &names);
             assert_eq!(again, first);
         }
+        let bare = [&[0x88, 0x00][..], b"\x04text", &[9]].concat();
+        assert_eq!(without_headers(&head(&[&count(1)]), &names), bare);
+        assert_eq!(without_headers(&bare, &names), bare);
         let other = without_headers(&head(&[b"\x02\xff\xfeS\x00\x00\x00\x01b"]), &names);
         assert_ne!(other, first);
     }
