@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
@@ -22,8 +22,14 @@ use crate::support::scene::{Scene, ordinary};
 use crate::support::store::Fates;
 use crate::support::wait;
 
-/// Connections that are opened and never say what they want. `HAPAX_TEST_CONNECTIONS` sets another number.
+/// Connections that are opened and never say what they want. `HAPAX_TEST_CONNECTIONS` sets another number, and has
+/// the lanes' rates with and without them printed.
 const CONNECTIONS: usize = 1_500;
+const CONNECTIONS_VARIABLE: &str = "HAPAX_TEST_CONNECTIONS";
+
+/// What the rates are taken of: turns without and with the flood, and messages in each.
+const TURNS: usize = 5;
+const MESSAGES_OF_A_TURN: u64 = 4_000;
 
 /// How long an attacker rests before it opens a connection in place of one that was closed.
 const REST: Duration = Duration::from_secs(1);
@@ -38,7 +44,8 @@ pub async fn that_are_flooded_hold_up_no_message_and_no_probe(place: &Place) -> 
     let mut host = Host::launch_limited(place, &config, "-n 1024")?;
     host.until_ready().await?;
     let admin = config.admin.parse::<SocketAddr>()?;
-    let flood = Flood::start(&[config.health, config.health, admin]).await?;
+    let addresses = [config.health, config.health, admin];
+    let flood = Flood::start(&addresses).await?;
     for part in 0..10 {
         let orders = (0..MESSAGES / 10).map(|n| ordinary(&format!("o-{part}-{n}")));
         scene.publish(&orders.collect::<Vec<_>>()).await?;
@@ -55,14 +62,49 @@ pub async fn that_are_flooded_hold_up_no_message_and_no_probe(place: &Place) -> 
     let listed = host.cli(&["plugins", "list", "--json"]).await?;
     ensure!(listed.code == Some(0), "no operator gets in: {listed:?}");
     drop(flood);
+    let mut committed = MESSAGES as i64;
+    if std::env::var_os(CONNECTIONS_VARIABLE).is_some() {
+        committed += tell_rates(&scene, &host, &addresses).await?;
+    }
     ensure!(host.said("Too many open files")? == 0, "files ran out");
     scene.finish(host).await?;
     scene
         .assert_fates(Fates {
-            committed: MESSAGES as i64,
+            committed,
             ..Fates::default()
         })
         .await
+}
+
+/// Prints how many messages a second the lanes handle without a flood and in one, turn by turn. Returns how many
+/// messages that took.
+async fn tell_rates(scene: &Scene, host: &Host, addresses: &[SocketAddr]) -> anyhow::Result<i64> {
+    let mut number = 0;
+    for turn in 0..TURNS {
+        for is_flooded in [false, true] {
+            let flood = match is_flooded {
+                true => Some(Flood::start(addresses).await?),
+                false => None,
+            };
+            host.cli(&["consumers", "pause", "probe", "--why", "a turn"])
+                .await?;
+            let orders = (0..MESSAGES_OF_A_TURN).map(|n| ordinary(&format!("{number}-{n}")));
+            scene.publish(&orders.collect::<Vec<_>>()).await?;
+            let before = host.metric("hapax_committed_total").await?;
+            host.cli(&["consumers", "resume", "probe"]).await?;
+            // The first one ends what comes before: the host takes note of the end of its pause, and subscribes.
+            host.until_metric("hapax_committed_total", before + 1)
+                .await?;
+            let (begun, first) = (Instant::now(), host.metric("hapax_committed_total").await?);
+            let last = before + MESSAGES_OF_A_TURN;
+            host.until_metric("hapax_committed_total", last).await?;
+            let rate = (last - first) as f64 / begun.elapsed().as_secs_f64();
+            println!("turn {turn}, flood {is_flooded}: {rate:.0} messages a second");
+            drop(flood);
+            number += 1;
+        }
+    }
+    Ok(number * MESSAGES_OF_A_TURN as i64)
 }
 
 /// Connections with half a request, opened again when they are closed. Dropping it ends them.
@@ -80,10 +122,10 @@ impl Flood {
             maximum: hard,
         };
         setrlimit(Resource::Nofile, all)?;
-        let number = match std::env::var("HAPAX_TEST_CONNECTIONS") {
+        let number = match std::env::var(CONNECTIONS_VARIABLE) {
             Ok(number) => number
                 .parse()
-                .context("HAPAX_TEST_CONNECTIONS is no number")?,
+                .with_context(|| format!("{CONNECTIONS_VARIABLE} is no number"))?,
             Err(_) => CONNECTIONS,
         };
         let opened = Arc::new(AtomicUsize::new(0));

@@ -32,7 +32,7 @@ pub(super) async fn read(request: Request, max: usize) -> Result<Vec<u8>, Refuse
     }
     let mut pieces = request.into_body().into_data_stream();
     let all = async {
-        let mut body = Vec::new();
+        let mut body = Vec::with_capacity(announced.unwrap_or_default());
         while let Some(piece) = timeout(PAUSE_PATIENCE, pieces.next())
             .await
             .map_err(too_slow)?
