@@ -29,7 +29,7 @@ const CONNECTIONS_VARIABLE: &str = "HAPAX_TEST_CONNECTIONS";
 
 /// What the rates are taken of: turns without and with the flood, and messages in each.
 const TURNS: usize = 5;
-const MESSAGES_OF_A_TURN: u64 = 4_000;
+const MESSAGES_OF_A_TURN: u64 = 8_000;
 
 /// How long an attacker rests before it opens a connection in place of one that was closed.
 const REST: Duration = Duration::from_secs(1);
@@ -49,18 +49,19 @@ pub async fn that_are_flooded_hold_up_no_message_and_no_probe(place: &Place) -> 
     for part in 0..10 {
         let orders = (0..MESSAGES / 10).map(|n| ordinary(&format!("o-{part}-{n}")));
         scene.publish(&orders.collect::<Vec<_>>()).await?;
-        let (status, text) = host.page("/readyz").await?;
-        ensure!(status == 200, "/readyz answers {status}: {text}");
+        host.until_ready().await?;
         let open = host.open_files()?;
         ensure!(open < 512, "the host has {open} files open");
     }
     host.until_metric("hapax_committed_total", MESSAGES as u64)
         .await?;
     ensure!(flood.is_on(), "the flood has ended before the messages");
-    let (status, _) = host.page("/readyz").await?;
-    ensure!(status == 200, "/readyz answers {status}");
-    let listed = host.cli(&["plugins", "list", "--json"]).await?;
-    ensure!(listed.code == Some(0), "no operator gets in: {listed:?}");
+    host.until_ready().await?;
+    wait::until("an operator to get in", wait::PATIENCE, async || {
+        let listed = host.cli(&["plugins", "list", "--json"]).await?;
+        Ok((listed.code == Some(0)).then_some(()))
+    })
+    .await?;
     drop(flood);
     let mut committed = MESSAGES as i64;
     if std::env::var_os(CONNECTIONS_VARIABLE).is_some() {
@@ -88,6 +89,7 @@ async fn tell_rates(scene: &Scene, host: &Host, addresses: &[SocketAddr]) -> any
             };
             host.cli(&["consumers", "pause", "probe", "--why", "a turn"])
                 .await?;
+            host.until_metric("hapax_consumer_paused", 1).await?;
             let orders = (0..MESSAGES_OF_A_TURN).map(|n| ordinary(&format!("{number}-{n}")));
             scene.publish(&orders.collect::<Vec<_>>()).await?;
             let before = host.metric("hapax_committed_total").await?;

@@ -56,7 +56,10 @@ impl Listener {
     /// Listens. `section` is the configuration's.
     pub(super) async fn bind(listen: &Listen, section: &'static str) -> Result<Self, ListenError> {
         let bound = match listen {
-            Listen::Tcp(address) => TcpListener::bind(address).await.map(Kind::Tcp),
+            Listen::Tcp(address) => TcpListener::bind(address).await.map(|listener| {
+                leave_out_the_silent(&listener);
+                Kind::Tcp(listener)
+            }),
             #[cfg(unix)]
             Listen::Unix(path) => SocketFile::bind(path).map(Kind::Unix),
             #[cfg(not(unix))]
@@ -117,6 +120,33 @@ impl Listener {
         }
     }
 }
+
+/// Lets the system keep connections to itself for a second, until their peers have said something. A peer that sends
+/// its request at once has then sent it before anybody can take its seat.
+#[cfg(target_os = "linux")]
+fn leave_out_the_silent(listener: &TcpListener) {
+    use std::os::fd::AsRawFd;
+    let seconds: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&seconds)).expect("a few bytes");
+    // SAFETY: the descriptor is open as long as the listener is borrowed, and the option is an integer of this length,
+    // which is only read.
+    let set = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            length,
+        )
+    };
+    if set != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "Silent connections are accepted");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn leave_out_the_silent(_: &TcpListener) {}
 
 /// Does the same to whichever stream it is.
 macro_rules! either {
