@@ -41,8 +41,7 @@ pub struct Config {
     pub path: PathBuf,
     pub store: Store,
     pub broker: Broker,
-    /// Where `/healthz`, `/readyz` and `/metrics` answer; `None` when switched off.
-    pub health: Option<SocketAddr>,
+    pub health: Health,
     pub admin: Admin,
     pub log: Log,
     pub host: Host,
@@ -112,13 +111,44 @@ impl fmt::Display for BrokerKind {
     }
 }
 
+/// `[health]`: where `/healthz`, `/readyz` and `/metrics` answer.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// `None` when switched off.
+    pub listen: Option<SocketAddr>,
+    /// Bounds the connections that are open at one time.
+    pub max_connections: usize,
+}
+
 /// `[admin]`: the API that the command line talks to.
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// `None` when switched off.
-    pub listen: Option<SocketAddr>,
-    /// Always set when `listen` is not a loopback address.
+    pub listen: Option<Listen>,
+    /// Always set when other machines can reach `listen`. Without one an address is guarded by a token in a file.
     pub token: Option<Secret>,
+    /// Bounds the connections that are open at one time.
+    pub max_connections: usize,
+    /// Where the token's file may be: the host makes it in the first of these directories.
+    pub state: Vec<PathBuf>,
+}
+
+/// Where the admin API is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    Tcp(SocketAddr),
+    /// A socket that only the host's own user and root may connect to.
+    Unix(PathBuf),
+}
+
+/// As it is written.
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// `[log]`.

@@ -34,6 +34,7 @@ pub mod amqp;
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod descriptors;
 pub mod failpoint;
 pub mod host;
 pub mod http;

@@ -88,6 +88,20 @@ pub enum Request {
     Plugins(PluginRequest),
 }
 
+impl Request {
+    /// Whether it may be large: it carries a component, messages, or any number of keys.
+    pub fn is_upload(&self) -> bool {
+        matches!(
+            self,
+            Self::Plugins(PluginRequest::Load { .. })
+                | Self::Publish(_)
+                | Self::Edit(_)
+                | Self::LedgerImport(_)
+                | Self::LedgerForget(_)
+        )
+    }
+}
+
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Response {

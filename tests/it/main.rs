@@ -24,6 +24,7 @@ mod failing_message;
 mod fuzz;
 mod hot_load;
 mod least_privilege;
+mod listeners;
 mod message_content;
 mod metrics;
 mod one_key_fifty_times;
@@ -226,6 +227,13 @@ fn main() -> ExitCode {
         }
         least_privilege {
             once: is_enough_for_the_host_and_for_nothing_else;
+        }
+        listeners {
+            once:
+                that_are_flooded_hold_up_no_message_and_no_probe,
+                let_in_nobody_without_the_token,
+                of_the_file_system_are_for_the_own_user,
+                have_all_files_that_the_system_gives;
         }
         sql_differential {
             once:

@@ -10,7 +10,7 @@ use crate::Checked;
 use crate::support::place::Place;
 
 /// What goes wrong elsewhere, and which tests are about it.
-const TRAPS: [(&str, &[&str]); 16] = [
+const TRAPS: [(&str, &[&str]); 18] = [
     (
         "a redelivery after a reconnect runs the handler twice",
         &[
@@ -143,6 +143,24 @@ const TRAPS: [(&str, &[&str]); 16] = [
             "host/src/simulation.rs::no_schedule_loses_or_doubles_anything",
             "host/src/ack/tests.rs::no_order_of_verdicts_acks_an_open_delivery_or_one_twice",
             "tests/it/server_restarts.rs::the_broker_is_restarted_and_then_killed",
+        ],
+    ),
+    (
+        "a neighbour, a web page or a forged request operates the daemon through an API that trusts the loopback",
+        &[
+            "tests/it/listeners.rs::let_in_nobody_without_the_token",
+            "tests/it/listeners.rs::of_the_file_system_are_for_the_own_user",
+            "host/src/http/tests.rs::who_may_not_ask_is_told_nothing_whatever_they_send",
+            "host/src/http/admin/caller/tests.rs::a_web_page_is_turned_away",
+            "host/src/http/token/tests.rs::a_link_is_never_followed",
+        ],
+    ),
+    (
+        "idle connections to a port for probes take the descriptors or the memory that the work needs",
+        &[
+            "tests/it/listeners.rs::that_are_flooded_hold_up_no_message_and_no_probe",
+            "host/src/http/server/tests.rs::however_many_connections_say_nothing_the_next_one_is_answered",
+            "host/src/http/tests.rs::a_second_upload_is_not_read_before_the_first_is_done",
         ],
     ),
 ];

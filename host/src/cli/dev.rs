@@ -145,6 +145,7 @@ fn welcome(config: &Config) -> Result<(), Error> {
             path.display(),
             config
                 .health
+                .listen
                 .map_or("nowhere".to_owned(), |address| address.to_string())
         );
     }

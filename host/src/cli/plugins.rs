@@ -67,7 +67,7 @@ pub async fn run(command: PluginsCommand, config: Arc<Config>) -> Result<(), Err
         PluginsCommand::Load(arguments) => {
             let settings = consumer(&config, &arguments.name)?;
             let bytes = read(&arguments.file)?;
-            let changed = match Access::running(&config).await {
+            let changed = match Access::running(&config).await? {
                 Some(daemon) => ask(&daemon, PluginRequest::load(&arguments.name, &bytes)).await?,
                 None => {
                     let file = offline(&config, settings, &bytes).await?;
@@ -79,7 +79,7 @@ pub async fn run(command: PluginsCommand, config: Arc<Config>) -> Result<(), Err
         }
         PluginsCommand::Rollback(arguments) => {
             consumer(&config, &arguments.name)?;
-            let Some(daemon) = Access::running(&config).await else {
+            let Some(daemon) = Access::running(&config).await? else {
                 return Err(no_daemon(&config));
             };
             let request = PluginRequest::RollBack {
@@ -117,7 +117,7 @@ fn read(file: &Path) -> Result<Vec<u8>, Error> {
 }
 
 fn no_daemon(config: &Config) -> Error {
-    let listen = match config.admin.listen {
+    let listen = match &config.admin.listen {
         Some(listen) => format!("no daemon answers at {listen} (`admin.listen`)"),
         None => "no daemon can be asked: `admin.listen` is off".to_owned(),
     };
@@ -193,7 +193,7 @@ fn told(changed: &PluginChanged, json: bool) -> Result<(), Error> {
 }
 
 async fn list(arguments: &ListArgs, config: &Config) -> Result<(), Error> {
-    let Some(daemon) = Access::running(config).await else {
+    let Some(daemon) = Access::running(config).await? else {
         return Err(no_daemon(config));
     };
     let Response::Plugins(plugins) = daemon

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::descriptors;
 use crate::host::{Exit, Host};
 
 use super::Error;
@@ -18,6 +19,7 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
 /// Runs until SIGTERM or SIGINT, and drains. A second signal ends the process at once: nothing is lost by
 /// it, what was not acknowledged comes again.
 pub async fn run(config: Arc<Config>) -> Result<ExitCode, Error> {
+    descriptors::raise();
     let mut signals = Signals::listen()
         .map_err(|error| Error::failed(format!("signals cannot be listened to: {error}")))?;
     let start = Host::start(config);

@@ -10,7 +10,9 @@ use toml::de::DeTable;
 use super::consumer::{self, Neighbours};
 use super::problem::{Problem, Problems};
 use super::reader::{Reader, Reported, Table};
-use super::{Admin, Broker, BrokerKind, Config, Consumer, Outside, Store, StoreKind, section};
+use super::{
+    Admin, Broker, BrokerKind, Config, Consumer, Health, Listen, Outside, Store, StoreKind, section,
+};
 
 pub(super) fn read(path: &Path, text: &str, outside: &dyn Outside) -> Result<Config, Problems> {
     let (document, errors) = DeTable::parse_recoverable(text);
@@ -67,9 +69,12 @@ fn config(path: &Path, mut file: Table<'_>) -> Result<Config, Reported> {
         embedded = false;
     }
     if let (
-        Ok(Some(health)),
+        Ok(Health {
+            listen: Some(health),
+            ..
+        }),
         Ok(Admin {
-            listen: Some(admin),
+            listen: Some(Listen::Tcp(admin)),
             ..
         }),
     ) = (&health, &admin)

@@ -15,7 +15,9 @@ use crate::amqp;
 use super::reader::{Reported, Table};
 use super::rule::Invalid;
 use super::value::Value;
-use super::{Admin, Broker, BrokerKind, Host, Log, LogFormat, Secret, Store, StoreKind};
+use super::{
+    Admin, Broker, BrokerKind, Health, Host, Listen, Log, LogFormat, Secret, Store, StoreKind,
+};
 
 pub(super) fn store(mut table: Table<'_>) -> Result<Store, Reported> {
     let default = StoreKind::Sqlite {
@@ -142,7 +144,12 @@ fn broker_kind(text: &str) -> Result<BrokerKind, Invalid> {
 }
 
 pub(super) fn admin(mut table: Table<'_>) -> Result<Admin, Reported> {
-    let listen = listen(&mut table, 9470);
+    let listen = table.or("listen", Some(Listen::Tcp(local(9470))), |listen| {
+        listen.parse(|text| match text.strip_prefix("unix:") {
+            Some(path) => socket(&listen, path).map(Listen::Unix).map(Some),
+            None => Ok(address(text, 9470, ", `unix:PATH`")?.map(Listen::Tcp)),
+        })
+    });
     let token = table.optional("token", |token| {
         token.parse(|text| match text {
             "" => Err(Invalid::new(
@@ -156,7 +163,7 @@ pub(super) fn admin(mut table: Table<'_>) -> Result<Admin, Reported> {
             )),
         })
     });
-    if let (Ok(Some(listen)), Ok(None)) = (&listen, &token)
+    if let (Ok(Some(Listen::Tcp(listen))), Ok(None)) = (&listen, &token)
         && !listen.ip().is_loopback()
     {
         let problem = table.problem_at(&["listen"], "`admin.token` is missing");
@@ -166,31 +173,72 @@ pub(super) fn admin(mut table: Table<'_>) -> Result<Admin, Reported> {
                 .help("set `token = { env = \"HAPAX_ADMIN_TOKEN\" }`, or listen on 127.0.0.1"),
         );
     }
+    let max_connections = max_connections(&mut table);
+    let state = state_places(&|name| table.reader.outside.env(name).ok());
     table.finish();
     Ok(Admin {
         listen: listen?,
         token: token?,
+        max_connections: max_connections?,
+        state,
     })
 }
 
-pub(super) fn health(mut table: Table<'_>) -> Result<Option<SocketAddr>, Reported> {
-    let listen = listen(&mut table, 9471);
+pub(super) fn health(mut table: Table<'_>) -> Result<Health, Reported> {
+    let listen = table.or("listen", Some(local(9471)), |listen| {
+        listen.parse(|text| address(text, 9471, ""))
+    });
+    let max_connections = max_connections(&mut table);
     table.finish();
-    listen
+    Ok(Health {
+        listen: listen?,
+        max_connections: max_connections?,
+    })
 }
 
-/// A loopback port unless told otherwise; `off` for none.
-fn listen(table: &mut Table<'_>, port: u16) -> Result<Option<SocketAddr>, Reported> {
-    let default = SocketAddr::from(([127, 0, 0, 1], port));
-    table.or("listen", Some(default), |listen| {
-        listen.parse(|text| match text {
-            "off" => Ok(None),
-            _ => text.parse().map(Some).map_err(|_| {
-                let help = format!("write an IP address and a port, as in `{default}` or `0.0.0.0:{port}`, or `off`");
-                Invalid::new("not an address to listen on", help)
-            }),
-        })
+fn max_connections(table: &mut Table<'_>) -> Result<usize, Reported> {
+    table.or("max-connections", 64, |max| max.integer(1..=10_000))
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// An address, or none for `off`. `forms` names the other forms that the field has.
+fn address(text: &str, port: u16, forms: &str) -> Result<Option<SocketAddr>, Invalid> {
+    if text == "off" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        let help = format!(
+            "write an IP address and a port, as in `{}` or `0.0.0.0:{port}`{forms}, or `off`",
+            local(port)
+        );
+        Invalid::new("not an address to listen on", help)
     })
+}
+
+/// The most bytes that the path of a socket may have, on every system that has them.
+const MAX_SOCKET_PATH_BYTES: usize = 103;
+
+fn socket(value: &Value<'_>, path: &str) -> Result<PathBuf, Invalid> {
+    const FORM: &str =
+        "write `unix:PATH`, where PATH starts from the directory of this configuration";
+    if !cfg!(unix) {
+        return Err(Invalid::new(
+            "this system has no such sockets",
+            "listen on 127.0.0.1",
+        ));
+    }
+    let resolved = value.reader.resolve_path(path);
+    if path.is_empty() {
+        return Err(Invalid::new("names no socket", FORM));
+    }
+    if resolved.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+        let title = format!("the path of a socket has at most {MAX_SOCKET_PATH_BYTES} bytes");
+        return Err(Invalid::new(title, "choose a shorter one"));
+    }
+    Ok(resolved)
 }
 
 pub(super) fn log(mut table: Table<'_>) -> Result<Log, Reported> {
@@ -249,6 +297,16 @@ pub(super) fn cache_place(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBu
     let own = named("CACHE_DIRECTORY").map(PathBuf::from);
     own.or_else(|| Some(Path::new(&named("XDG_CACHE_HOME")?).join("hapax")))
         .or_else(|| Some(Path::new(&named("HOME")?).join(".cache/hapax")))
+}
+
+/// Where services and users keep what outlives a restart: systemd says it, then the desktop's rules.
+fn state_places(env: &dyn Fn(&str) -> Option<String>) -> Vec<PathBuf> {
+    let named = |name| env(name).filter(|place| Path::new(place).is_absolute());
+    // systemd names all of a unit's directories here.
+    let own = named("STATE_DIRECTORY").and_then(|all| all.split(':').next().map(PathBuf::from));
+    let desktop = named("XDG_STATE_HOME").map(|place| Path::new(&place).join("hapax"));
+    let home = named("HOME").map(|place| Path::new(&place).join(".local/state/hapax"));
+    own.into_iter().chain(desktop).chain(home).collect()
 }
 
 /// A name that no database needs to quote, so that it is the same in every statement.

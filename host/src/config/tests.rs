@@ -7,7 +7,7 @@ use std::time::Duration;
 use expect_test::{expect, expect_file};
 
 use super::{
-    BrokerKind, Config, KeySource, Outside, Pointer, Problems, Property, Secret, StoreKind,
+    BrokerKind, Config, KeySource, Listen, Outside, Pointer, Problems, Property, Secret, StoreKind,
 };
 use super::{choose, load, parse, units};
 
@@ -124,14 +124,21 @@ fn an_empty_file_is_a_host_on_sqlite_with_the_embedded_broker() {
                     1800s,
                 ),
             },
-            health: Some(
-                127.0.0.1:9471,
-            ),
+            health: Health {
+                listen: Some(
+                    127.0.0.1:9471,
+                ),
+                max_connections: 64,
+            },
             admin: Admin {
                 listen: Some(
-                    127.0.0.1:9470,
+                    Tcp(
+                        127.0.0.1:9470,
+                    ),
                 ),
                 token: None,
+                max_connections: 64,
+                state: [],
             },
             log: Log {
                 format: Auto,
@@ -281,12 +288,42 @@ fn a_partition_is_the_key_unless_it_is_written() {
 #[test]
 fn an_address_may_be_switched_off_or_guarded_by_a_token() {
     let config = good("[health]\nlisten = 'off'\n[admin]\nlisten = '[::]:1'\ntoken = 'x'");
-    assert_eq!(config.health, None);
+    assert_eq!(config.health.listen, None);
     assert_eq!(config.admin.token.expect("it was given").expose(), "x");
     assert!(
         read("[admin]\nlisten = '[::1]:9470'").is_ok(),
-        "loopback needs no token"
+        "loopback has a token of its own"
     );
+    let socket = good("[admin]\nlisten = 'unix:run/admin.sock'");
+    let path = "/etc/hapax/run/admin.sock".into();
+    assert_eq!(socket.admin.listen, Some(Listen::Unix(path)));
+}
+
+#[test]
+fn a_token_is_kept_where_services_and_users_keep_their_state() {
+    let places = |env: &[(&'static str, &'static str)]| {
+        let outside = Given {
+            env: env.iter().copied().collect(),
+            ..Given::default()
+        };
+        parse(Path::new("/etc/hapax/hapax.toml"), "", &outside)
+            .unwrap_or_else(|problems| panic!("{problems}"))
+            .admin
+            .state
+    };
+    let all = [
+        ("STATE_DIRECTORY", "/var/lib/hapax:/var/lib/other"),
+        ("XDG_STATE_HOME", "/home/ada/.kept"),
+        ("HOME", "/home/ada"),
+    ];
+    let paths = [
+        "/var/lib/hapax",
+        "/home/ada/.kept/hapax",
+        "/home/ada/.local/state/hapax",
+    ];
+    assert_eq!(places(&all), paths.map(PathBuf::from));
+    assert_eq!(places(&all[2..]), [PathBuf::from(paths[2])]);
+    assert_eq!(places(&[("HOME", "elsewhere")]), Vec::<PathBuf>::new());
 }
 
 #[test]

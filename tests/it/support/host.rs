@@ -8,7 +8,7 @@ pub use config::{Config, Consumer, UNHURRIED, guest};
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -84,10 +84,34 @@ impl Host {
         config: &Config,
         variables: &[(&str, String)],
     ) -> anyhow::Result<Host> {
+        Host::launch_by(hapax(), place, config, variables)
+    }
+
+    /// The same, under a limit of open files as `ulimit` takes it: `-Sn 256`.
+    pub fn launch_limited(place: &Place, config: &Config, limit: &str) -> anyhow::Result<Host> {
+        let mut command = hapax();
+        let script = format!("ulimit {limit} && exec \"$0\" \"$@\"");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).arg(command.get_program());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        command = shell;
+        Host::launch_by(command, place, config, &[])
+    }
+
+    fn launch_by(
+        mut command: Command,
+        place: &Place,
+        config: &Config,
+        variables: &[(&str, String)],
+    ) -> anyhow::Result<Host> {
         let config_file = config.write(&place.dir)?;
         let log = place.dir.join(format!("{}.log", config.label));
         let file = File::options().create(true).append(true).open(&log)?;
-        let mut command = Command::new(BINARY);
         command
             .args(["run", "--config"])
             .arg(&config_file)
@@ -200,6 +224,22 @@ impl Host {
         Ok(kib.context("the status does not tell")?.parse::<u64>()? * 1024)
     }
 
+    /// The files and connections that it has open (Linux).
+    pub fn open_files(&self) -> anyhow::Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
+    /// How many it may have open, and how many it could ask for (Linux).
+    pub fn open_files_limits(&self) -> anyhow::Result<(String, String)> {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.child.id()))?;
+        let line = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max open files"));
+        let mut words = line.context("the limits are told")?.split_whitespace();
+        let mut next = || words.next().map(str::to_owned).context("a limit");
+        Ok((next()?, next()?))
+    }
+
     pub fn is_running(&mut self) -> anyhow::Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }
@@ -299,6 +339,46 @@ impl Host {
     }
 }
 
+/// The binary. The tokens of its admin APIs lie in the place of this run.
+fn hapax() -> Command {
+    let mut command = Command::new(BINARY);
+    command
+        .env_remove("STATE_DIRECTORY")
+        .env("XDG_STATE_HOME", place::root().join("state"));
+    command
+}
+
+/// Runs `hapax ARGUMENTS --config FILE` as another user who may do nothing. For root only.
+pub async fn cli_as_nobody(
+    place: &Place,
+    config_file: &Path,
+    arguments: &[&str],
+) -> anyhow::Result<Ended> {
+    const NOBODY: u32 = 65534;
+    // Others may not look into the directory of the build.
+    let copy = place.dir.join("hapax");
+    if !copy.exists() {
+        std::fs::copy(BINARY, &copy)?;
+    }
+    let hapax = hapax();
+    let mut command = Command::new(&copy);
+    for (name, value) in hapax.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+        .args(arguments)
+        .arg("--config")
+        .arg(config_file)
+        .env("HOME", "/nonexistent")
+        .current_dir("/")
+        .uid(NOBODY)
+        .gid(NOBODY);
+    to_its_end(command, arguments, COMMAND_PATIENCE).await
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         // It may have ended already, which is just as well.
@@ -334,7 +414,7 @@ async fn cli_with(
     variables: &[(&str, &str)],
     arguments: &[&str],
 ) -> anyhow::Result<Ended> {
-    let mut command = Command::new(BINARY);
+    let mut command = hapax();
     command
         .args(arguments)
         .arg("--config")
@@ -354,7 +434,7 @@ pub async fn command_in(
     arguments: &[&str],
     variables: &[(&str, &str)],
 ) -> anyhow::Result<Ended> {
-    let mut command = Command::new(BINARY);
+    let mut command = hapax();
     command.args(arguments).current_dir(directory);
     for_a_project(&mut command);
     command.envs(variables.iter().copied());
@@ -433,7 +513,7 @@ impl Dev {
         std::fs::write(&file, config)?;
         let log = place.dir.join("dev.log");
         let output = File::create(&log)?;
-        let mut command = Command::new(BINARY);
+        let mut command = hapax();
         command
             .arg("dev")
             .current_dir(directory)

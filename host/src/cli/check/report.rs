@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::config::{Config, Consumer, Idempotency, Limits, Random, Retention};
+use crate::config::{Admin, Config, Consumer, Idempotency, Limits, Listen, Random, Retention};
+use crate::http::token_place;
 use crate::output::{self, BAD, FAINT, GOOD, STRONG, WARNING};
 use crate::sandbox::Plugin;
 use crate::sandbox::wasi::stands_behind;
@@ -19,6 +20,8 @@ pub struct Report {
     pub broker: String,
     pub health: Option<String>,
     pub admin: Option<String>,
+    /// What a caller of the admin API shows, or where it is.
+    pub admin_token: Option<String>,
     /// Connections that the lanes hold.
     pub lanes: usize,
     pub max_connections: Option<u32>,
@@ -218,14 +221,32 @@ fn duration_text(seconds: u64) -> String {
     }
 }
 
+/// What opens the admin API, without the token itself.
+fn admin_token(admin: &Admin, listen: &Listen) -> String {
+    match (&admin.token, listen) {
+        (Some(_), _) => "`admin.token` of the configuration".to_owned(),
+        (None, Listen::Unix(_)) => "none: the socket is for the host's user and root".to_owned(),
+        (None, Listen::Tcp(address)) => match token_place(&admin.state, *address) {
+            Some(path) if path.exists() => format!("in {}", path.display()),
+            Some(path) => format!("in {}, made by the first start", path.display()),
+            None => "no place for it: `hapax run` leaves the admin API off".to_owned(),
+        },
+    }
+}
+
 impl Report {
     pub fn new(config: &Config) -> Self {
         Self {
             configuration: config.path.display().to_string(),
             store: config.store.kind.to_string(),
             broker: config.broker.kind.to_string(),
-            health: config.health.map(|address| address.to_string()),
-            admin: config.admin.listen.map(|address| address.to_string()),
+            health: config.health.listen.map(|address| address.to_string()),
+            admin: config.admin.listen.as_ref().map(Listen::to_string),
+            admin_token: config
+                .admin
+                .listen
+                .as_ref()
+                .map(|listen| admin_token(&config.admin, listen)),
             lanes: config.consumers.iter().map(|consumer| consumer.lanes).sum(),
             max_connections: config.store.max_connections,
             statement_timeout: format!("{:?}", config.store.statement_timeout),
@@ -250,6 +271,9 @@ impl Report {
             &self.health.clone().unwrap_or_else(off),
         );
         line(&mut text, "admin", &self.admin.clone().unwrap_or_else(off));
+        if let Some(token) = &self.admin_token {
+            line(&mut text, "admin token", token);
+        }
         let bound = match self.max_connections {
             Some(max) => format!("store.max-connections is {max}"),
             None => "store.max-connections is not set".to_owned(),

@@ -20,7 +20,8 @@ pub struct Config {
     pub health: SocketAddr,
     store: String,
     broker: String,
-    admin: SocketAddr,
+    /// What the admin API listens on.
+    pub admin: String,
     /// Lines as they stand in their section.
     store_lines: Vec<String>,
     broker_lines: Vec<String>,
@@ -45,7 +46,7 @@ impl Config {
             health: address(),
             store: store_url.to_owned(),
             broker: broker_url.to_owned(),
-            admin: address(),
+            admin: address().to_string(),
             store_lines: vec!["migrate = true".to_owned()],
             broker_lines: Vec::new(),
             host_lines: Vec::new(),
@@ -56,6 +57,12 @@ impl Config {
 
     pub fn consumer(mut self, consumer: Consumer) -> Config {
         self.consumers.push(consumer);
+        self
+    }
+
+    /// The same host with its admin API somewhere else.
+    pub fn with_admin(mut self, listen: &str) -> Config {
+        self.admin = listen.to_owned();
         self
     }
 
