@@ -196,6 +196,17 @@ impl Consumer {
         &self.pulses[lane]
     }
 
+    /// The name of a lane's session, as the database shows it.
+    pub fn session_name(&self, lane: i16) -> String {
+        format!("hapax {} {lane}", self.name)
+    }
+
+    /// The names of all its lanes' sessions.
+    pub fn session_names(&self) -> Vec<String> {
+        let lanes = i16::try_from(self.pulses.len()).expect("the configuration bounds the lanes");
+        (0..lanes).map(|lane| self.session_name(lane)).collect()
+    }
+
     /// Whether a lane is at a step for longer than any limit lets it be.
     pub fn is_stuck(&self) -> bool {
         self.pulses

@@ -25,8 +25,8 @@ pub use error::{Constraint, ConstraintKind, StoreError};
 pub use queues::{QueuedMessage, Queues};
 pub use rows::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, NamedColumn,
-    OutboxDepth, OutboxRecord, OutboxRow, RowsInsert, Settlement, Start, Status, TAKEN_LANE,
-    WaitingRow,
+    OutboxDepth, OutboxRecord, OutboxRow, RowsInsert, Settlement, Start, Status, StuckSession,
+    TAKEN_LANE, WaitingRow,
 };
 pub(crate) use stored::{STATEMENT_BYTES, split};
 pub use upkeep::{
@@ -92,6 +92,17 @@ pub trait Store: Send + Sync {
     /// Settings of the server that would break the promise, as sentences for the operator.
     async fn warnings(&self) -> Result<Vec<String>, StoreError>;
 
+    /// Sessions that were left behind, since a statement on them does not end. What they hold is held until they are
+    /// gone, also when this host is.
+    fn stuck_sessions(&self) -> Vec<StuckSession> {
+        Vec::new()
+    }
+
+    /// Takes in what [`Upkeep::stuck_sessions`] has found, where `before` was known when it was asked.
+    fn note_stuck(&self, before: &[StuckSession], found: Vec<StuckSession>) {
+        let _ = (before, found);
+    }
+
     /// Leaves the database in an orderly way, when nobody uses a session any more.
     async fn close(&self) {}
 }
@@ -102,6 +113,12 @@ pub trait Store: Send + Sync {
 /// discarded, which rolls back what it had not committed.
 #[async_trait]
 pub trait Session: Send {
+    /// The session of this name before this one, where it was left behind because it does not end: what it had
+    /// claimed stays locked for as long as it is among [`Store::stuck_sessions`], and is rolled back then.
+    fn stuck_before(&self) -> Option<StuckSession> {
+        None
+    }
+
     /// One round trip, outside any transaction.
     async fn ping(&mut self) -> Result<(), StoreError>;
 

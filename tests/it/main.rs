@@ -43,6 +43,7 @@ mod skewed_clocks;
 mod speculation;
 mod sql_differential;
 mod strict_order;
+mod stuck_session;
 mod support;
 mod swallowed_errors;
 mod time_limits;
@@ -222,6 +223,11 @@ fn main() -> ExitCode {
                 an_attempt_that_is_out_of_time_applies_nothing,
                 a_batch_of_slow_messages_is_over_when_its_time_is;
             each store: a_statement_without_end_ends_with_its_message;
+        }
+        stuck_session {
+            once:
+                costs_its_message_and_nothing_else,
+                outlives_a_restart_and_is_not_begun_again;
         }
         least_privilege {
             once: is_enough_for_the_host_and_for_nothing_else;

@@ -93,6 +93,9 @@ impl Pass<'_> {
     async fn open(&self, session: &mut dyn Session, item: &mut Item) -> Result<Opened, ClaimError> {
         let mut attempts = 0;
         item.kept = false;
+        if let Some(failure) = &item.apart {
+            return Ok(Opened::Decided(Plan::ParkApart(failure.clone())));
+        }
         if let Hold::Row(id) = &item.hold {
             let Some(row) = session.waiting_lock(self.consumer.id, id).await? else {
                 return Ok(Opened::Decided(Plan::Gone));

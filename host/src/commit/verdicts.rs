@@ -52,6 +52,7 @@ impl Pass<'_> {
                 Plan::Hold => self.hold(item, &mut writes),
                 Plan::SetAside => self.set_aside(item, &mut writes),
                 Plan::Park(failure) => self.park(item, failure, &mut writes),
+                Plan::ParkApart(failure) => self.park_apart(item, failure, &mut writes),
                 Plan::Follow(first) => match self.follow(item, &items[first], &verdicts[first]) {
                     Ok(fate) => Verdict::Duplicate(fate),
                     Err(failure) => self.park(item, failure, &mut writes),
@@ -166,6 +167,19 @@ impl Pass<'_> {
             failure,
             status: Status::Parked,
             attempts: 0,
+            delay: Duration::ZERO,
+        }
+    }
+
+    /// Its row is that of its key, so that an operator and its partition's line find it there.
+    fn park_apart(&self, item: &Item, failure: Failure, writes: &mut Writes) -> Verdict {
+        let plugin = self.plugin.digest();
+        let row = waiting::row(self.consumer, plugin, item, &failure, Status::Parked, 1);
+        self.put(row, Duration::ZERO, writes);
+        Verdict::Failed {
+            failure,
+            status: Status::Parked,
+            attempts: 1,
             delay: Duration::ZERO,
         }
     }

@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::config;
 use crate::consumer::{Consumer, rule_texts};
 use crate::http::Readiness;
-use crate::store::{ConsumerMarks, ConsumerRow, Mark, Session, Store, StoreError};
+use crate::store::{ConsumerMarks, ConsumerRow, Mark, Session, Store, StoreError, StuckSession};
 
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -81,6 +81,10 @@ pub(super) struct Watch {
     session: Option<Box<dyn Session>>,
     consumers: Vec<Watched>,
     readiness: Arc<Readiness>,
+    /// Keys may lack the fate of their parked messages.
+    owes_fates: bool,
+    /// Sessions that do not end, as the log has told of them.
+    told: Vec<StuckSession>,
 }
 
 impl Watch {
@@ -96,6 +100,8 @@ impl Watch {
             session: Some(session),
             consumers,
             readiness,
+            owes_fates: true,
+            told: Vec::new(),
         }
     }
 
@@ -152,7 +158,61 @@ impl Watch {
                 ),
             }
         }
+        let before = self.store.stuck_sessions();
+        let names = self
+            .consumers
+            .iter()
+            .flat_map(|watched| watched.consumer.session_names());
+        let names = names.collect::<Vec<_>>();
+        let found = session.upkeep().stuck_sessions(&names).await?;
+        self.owes_fates |= !before.is_empty() || !found.is_empty();
+        if self.owes_fates {
+            // Before those who wait for a session's end hear of it.
+            self.owes_fates = !found.is_empty();
+            for watched in &self.consumers {
+                let Consumer { id, retention, .. } = &*watched.consumer;
+                let settled = session.upkeep().settle_parked_apart(*id, *retention);
+                self.owes_fates |= !settled.await?;
+            }
+        }
+        self.store.note_stuck(&before, found);
+        self.tell_of_stuck();
         Ok(())
+    }
+
+    /// Says in the log, in the metrics and to whoever asks for readiness which sessions do not end.
+    fn tell_of_stuck(&mut self) {
+        let stuck = self.store.stuck_sessions();
+        if stuck == self.told {
+            return;
+        }
+        for one in stuck.iter().filter(|one| !self.told.contains(one)) {
+            tracing::warn!(
+                session = %one.name, process = one.process, began = %one.began,
+                "A statement does not end, and the database does not end it; what its session has claimed stays \
+                 locked until the process is gone"
+            );
+        }
+        for one in self.told.iter().filter(|one| !stuck.contains(one)) {
+            tracing::info!(
+                session = %one.name, process = one.process,
+                "The session whose statement did not end is gone"
+            );
+        }
+        for watched in &self.consumers {
+            let names = watched.consumer.session_names();
+            let sessions = stuck.iter().filter(|one| names.contains(&one.name)).count();
+            let sessions = i64::try_from(sessions).unwrap_or(i64::MAX);
+            watched.consumer.metrics.stuck_sessions.set(sessions);
+        }
+        let notes = stuck.iter().map(|one| {
+            format!(
+                "the session {} (process {} of the database, since {}) is at a statement that does not end",
+                one.name, one.process, one.began
+            )
+        });
+        self.readiness.note(notes.collect());
+        self.told = stuck;
     }
 }
 

@@ -16,13 +16,13 @@ mod outbox;
 mod rows;
 mod session;
 mod state;
+mod stuck;
 mod upkeep;
 mod waiting;
 mod warnings;
 
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sha2::{Digest, Sha256};
@@ -31,50 +31,17 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 
 use self::errors::Refusal;
 use self::session::{CACHED_STATEMENTS, PostgresSession};
+use self::stuck::{GivenUp, Remains};
 use crate::failpoint::{self, Point};
 
-use super::{Dialect, Session, SessionOptions, Store, StoreError, Traits, migrate};
+use super::{Dialect, Session, SessionOptions, Store, StoreError, StuckSession, Traits, migrate};
 
 /// A Postgres database, and the schema of the tables in it.
 pub struct PostgresStore {
     connect: PgConnectOptions,
     schema: Arc<str>,
     options: SessionOptions,
-    abandoned: Abandoned,
-}
-
-/// Sessions that were given up in the middle of a statement. Their server processes may be at work for hours, and
-/// hold the claims of a batch meanwhile.
-type Abandoned = Arc<Mutex<Vec<Backend>>>;
-
-/// The server's side of a session.
-#[derive(Clone, PartialEq, Eq)]
-struct Backend {
-    /// The session's.
-    name: String,
-    pid: i32,
-    /// When it began: numbers of processes are used again.
-    began: String,
-}
-
-/// How long a new session waits for an abandoned one of its name to be gone.
-const ABANDONED_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What is left of a session that ends.
-struct Remains {
-    backend: Option<Backend>,
-    abandoned: Abandoned,
-}
-
-impl Remains {
-    /// The session was dropped without its connection.
-    fn abandon(&mut self) {
-        let mut abandoned = self
-            .abandoned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        abandoned.extend(self.backend.take());
-    }
+    given_up: GivenUp,
 }
 
 /// The number of the advisory lock that hosts migrate under. A random number, the same in every version.
@@ -98,7 +65,7 @@ impl PostgresStore {
             connect,
             schema: schema.into(),
             options,
-            abandoned: Abandoned::default(),
+            given_up: GivenUp::default(),
         })
     }
 
@@ -132,49 +99,6 @@ impl PostgresStore {
                 .await;
         }
         Ok(connection)
-    }
-
-    /// The server's side of a fresh session, after those of its name that were given up have ended: whoever has the
-    /// new session finds nothing of theirs locked or undecided.
-    async fn take_over(
-        &self,
-        connection: &mut PgConnection,
-        name: &str,
-    ) -> Result<Backend, StoreError> {
-        while let Some(old) = self.abandoned(name) {
-            if !end(connection, &old).await.map_err(unreachable)? {
-                return Err(StoreError::Unavailable(format!(
-                    "the process {} of Postgres, a session that was given up, does not end",
-                    old.pid
-                )));
-            }
-            let mut abandoned = self
-                .abandoned
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            abandoned.retain(|one| *one != old);
-        }
-        let own = sqlx::query(
-            "SELECT pid, backend_start::text FROM pg_catalog.pg_stat_activity \
-             WHERE pid = pg_catalog.pg_backend_pid()",
-        )
-        .fetch_one(connection)
-        .await
-        .map_err(unreachable)?;
-        Ok(Backend {
-            name: name.to_owned(),
-            pid: own.try_get(0).map_err(unreachable)?,
-            began: own.try_get(1).map_err(unreachable)?,
-        })
-    }
-
-    /// A session of this name that was given up, and has not been seen to end.
-    fn abandoned(&self, name: &str) -> Option<Backend> {
-        let abandoned = self
-            .abandoned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        abandoned.iter().find(|old| old.name == name).cloned()
     }
 
     /// One round trip that makes a fresh session ours.
@@ -261,26 +185,6 @@ impl PostgresStore {
     }
 }
 
-/// Ends another session of this role, and waits until it is gone. False when it does not go.
-async fn end(connection: &mut PgConnection, backend: &Backend) -> Result<bool, sqlx::Error> {
-    let started = Instant::now();
-    while started.elapsed() < ABANDONED_PATIENCE {
-        let there = sqlx::query(
-            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
-             WHERE pid = $1 AND backend_start::text = $2",
-        )
-        .bind(backend.pid)
-        .bind(&backend.began)
-        .fetch_optional(&mut *connection)
-        .await?;
-        if there.is_none() {
-            return Ok(true);
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(false)
-}
-
 /// Whatever keeps a session from being opened is the world's: passwords rotate and servers fail over
 /// while hosts run.
 fn unreachable(error: sqlx::Error) -> StoreError {
@@ -305,16 +209,28 @@ impl Store for PostgresStore {
 
     async fn session(&self, name: &str) -> Result<Box<dyn Session>, StoreError> {
         let mut connection = self.connect(name).await?;
-        let backend = self.take_over(&mut connection, name).await?;
-        Ok(Box::new(PostgresSession::new(
+        let (backend, stuck_before) = self.take_over(&mut connection, name).await?;
+        let remains = Remains {
+            backend: Some(backend),
+            given_up: self.given_up.clone(),
+        };
+        let mut session = PostgresSession::new(
             connection,
             Arc::clone(&self.schema),
             self.lock_class(),
-            Remains {
-                backend: Some(backend),
-                abandoned: Arc::clone(&self.abandoned),
-            },
-        )))
+            self.options,
+            remains,
+        );
+        session.stuck_before = stuck_before;
+        Ok(Box::new(session))
+    }
+
+    fn stuck_sessions(&self) -> Vec<StuckSession> {
+        self.given_up.left()
+    }
+
+    fn note_stuck(&self, before: &[StuckSession], found: Vec<StuckSession>) {
+        self.given_up.note(before, found);
     }
 
     async fn pending_migrations(&self) -> Result<Vec<String>, StoreError> {

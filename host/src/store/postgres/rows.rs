@@ -65,10 +65,9 @@ impl PostgresSession {
     }
 
     async fn run(&mut self, text: &str, arguments: PgArguments) -> Result<u64, StoreError> {
-        let mut connection = self.lend()?;
-        let result = sqlx::query_with(AssertSqlSafe(text), arguments)
-            .execute(&mut connection)
-            .await;
+        let mut connection = self.lend_to_guest()?;
+        let result = sqlx::query_with(AssertSqlSafe(text), arguments).execute(&mut connection);
+        let result = self.answered(result).await?;
         self.back(connection, result)
             .map(|done| done.rows_affected())
             .map_err(|refusal| refusal.error)

@@ -9,16 +9,17 @@ mod calls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lru::LruCache;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
 
-use super::Remains;
 use super::errors::Refusal;
 use super::ledger::Claims;
-use crate::store::{Session, StoreError};
+use super::stuck::{GRACE, Remains};
+use crate::store::{Session, SessionOptions, StoreError, StuckSession};
 
 pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
@@ -47,13 +48,19 @@ pub(super) struct PostgresSession {
     /// Statements with the schema written into them.
     texts: HashMap<&'static str, Arc<str>>,
     pub(super) lock_class: i32,
-    remains: Remains,
+    pub(super) statement_timeout: Duration,
+    pub(super) lock_timeout: Duration,
+    /// What the connection was lent for was a handler's.
+    guests: bool,
+    /// The session of this name before this one, if it does not end.
+    pub(super) stuck_before: Option<StuckSession>,
+    pub(super) remains: Remains,
 }
 
 impl Drop for PostgresSession {
     fn drop(&mut self) {
         if self.connection.is_none() {
-            self.remains.abandon();
+            self.remains.abandon(self.guests);
         }
     }
 }
@@ -63,9 +70,14 @@ impl PostgresSession {
         connection: PgConnection,
         schema: Arc<str>,
         lock_class: i32,
+        options: SessionOptions,
         remains: Remains,
     ) -> Self {
         Self {
+            statement_timeout: options.statement_timeout,
+            lock_timeout: options.lock_timeout,
+            guests: false,
+            stuck_before: None,
             remains,
             connection: Some(connection),
             lost: "the session was given up in the middle of a statement".to_owned(),
@@ -106,9 +118,36 @@ impl PostgresSession {
     /// Lends the connection for one statement, unless the transaction is dead.
     pub(super) fn lend(&mut self) -> Result<PgConnection, StoreError> {
         self.usable()?;
+        self.guests = false;
         self.connection
             .take()
             .ok_or_else(|| StoreError::Unavailable(self.lost.clone()))
+    }
+
+    /// Lends the connection for a statement of a handler, which the server may not be able to end.
+    pub(super) fn lend_to_guest(&mut self) -> Result<PgConnection, StoreError> {
+        let connection = self.lend()?;
+        self.guests = true;
+        Ok(connection)
+    }
+
+    /// Waits for the answer to a handler's statement, and not for longer than the server may take to end it. Without
+    /// an answer the connection is lost with what runs on it.
+    pub(super) async fn answered<T>(
+        &mut self,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, StoreError> {
+        if self.statement_timeout.is_zero() {
+            return Ok(answer.await);
+        }
+        let longest = self.statement_timeout + GRACE;
+        tokio::time::timeout(longest, answer).await.map_err(|_| {
+            self.failed |= self.open;
+            self.lost = format!(
+                "the server has not ended a statement of the handler {GRACE:?} after its timeout"
+            );
+            StoreError::Unanswered(self.lost.clone())
+        })
     }
 
     fn why_over(&self) -> String {
