@@ -54,6 +54,8 @@ pub struct Item {
     pub in_doubt: bool,
     /// The session was lost in a statement of this message.
     pub suspect: bool,
+    /// Another transaction had its key when it was tried before.
+    pub put_off: bool,
     /// A failure whose message is parked beside its key: a session that does not end holds the key.
     pub apart: Option<Failure>,
     pub received: Instant,
@@ -124,6 +126,8 @@ enum Plan {
         failure: Failure,
         attempts: i32,
     },
+    /// It was parked before, and its key gets that fate now. The key is claimed.
+    ParkedBefore,
     /// Put it behind an earlier message of its partition. Its key is claimed.
     Hold,
     /// It may have taken a host down, and has no key to record a start under: it goes to the table, and runs from

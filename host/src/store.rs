@@ -7,6 +7,7 @@
 //! Times are the database's: a caller passes durations, the dialect adds them to its own clock.
 
 mod error;
+mod kept;
 mod queues;
 mod rows;
 mod stored;
@@ -312,6 +313,17 @@ pub trait Session: Send {
         consumer: ConsumerId,
         id: &[u8],
     ) -> Result<Option<WaitingRow>, StoreError>;
+
+    /// Which of these rows of `hapax_waiting` are messages that were parked beside their keys, since a session that
+    /// does not end had them: `sql-unstoppable`.
+    async fn parked_apart(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[Vec<u8>],
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let _ = (consumer, ids);
+        Ok(Vec::new())
+    }
 
     /// Removes rows; returns how many there were.
     async fn waiting_delete(

@@ -49,6 +49,12 @@ impl Pass<'_> {
                 Plan::Duplicate(fate) => Verdict::Duplicate(fate),
                 Plan::Gone => Verdict::Gone,
                 Plan::Fail { failure, attempts } => self.fail(item, failure, attempts, &mut writes),
+                Plan::ParkedBefore => {
+                    if let Ok(identity) = &item.identity {
+                        writes.settled.push((identity.key.clone(), Fate::Parked, 1));
+                    }
+                    Verdict::Duplicate(Fate::Parked)
+                }
                 Plan::Hold => self.hold(item, &mut writes),
                 Plan::SetAside => self.set_aside(item, &mut writes),
                 Plan::Park(failure) => self.park(item, failure, &mut writes),

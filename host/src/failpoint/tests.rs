@@ -34,7 +34,7 @@ const LOOKS: &[&str] = &[
     "depth",
     "clock",
     "mark_holders",
-    "stuck_before",
+    "parked_apart",
     "stuck_sessions",
     "consumers",
     "ledger_find",

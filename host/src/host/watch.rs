@@ -81,8 +81,6 @@ pub(super) struct Watch {
     session: Option<Box<dyn Session>>,
     consumers: Vec<Watched>,
     readiness: Arc<Readiness>,
-    /// Keys may lack the fate of their parked messages.
-    owes_fates: bool,
     /// Sessions that do not end, as the log has told of them.
     told: Vec<StuckSession>,
 }
@@ -100,7 +98,6 @@ impl Watch {
             session: Some(session),
             consumers,
             readiness,
-            owes_fates: true,
             told: Vec::new(),
         }
     }
@@ -165,15 +162,20 @@ impl Watch {
             .flat_map(|watched| watched.consumer.session_names());
         let names = names.collect::<Vec<_>>();
         let found = session.upkeep().stuck_sessions(&names).await?;
-        self.owes_fates |= !before.is_empty() || !found.is_empty();
-        if self.owes_fates {
+        let none_there = before.is_empty() && found.is_empty();
+        for watched in &self.consumers {
             // Before those who wait for a session's end hear of it.
-            self.owes_fates = !found.is_empty();
-            for watched in &self.consumers {
-                let Consumer { id, retention, .. } = &*watched.consumer;
-                let settled = session.upkeep().settle_parked_apart(*id, *retention);
-                self.owes_fates |= !settled.await?;
+            let consumer = &watched.consumer;
+            if none_there && !consumer.owes_fates.load(Ordering::Relaxed) {
+                continue;
             }
+            consumer.owes_fates.store(true, Ordering::Relaxed);
+            let settled = session
+                .upkeep()
+                .settle_parked_apart(consumer.id, consumer.retention);
+            // One more look when they are gone: a message may have been parked since.
+            let owes = !settled.await? || !none_there;
+            consumer.owes_fates.store(owes, Ordering::Relaxed);
         }
         self.store.note_stuck(&before, found);
         self.tell_of_stuck();

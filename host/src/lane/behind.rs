@@ -8,6 +8,7 @@
 //!
 //! A message whose key somebody else's transaction holds waits here, too, for a while that grows with each try.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -54,7 +55,8 @@ impl Later {
 
 impl Lane {
     /// Puts a work off whose key another transaction holds.
-    pub(super) fn put_off(&mut self, work: Work) {
+    pub(super) fn put_off(&mut self, mut work: Work) {
+        work.item.put_off = true;
         let trouble = self.trying.take();
         let trouble = trouble.unwrap_or_else(|| Backoff::new(FIRST_PAUSE, LAST_PAUSE));
         self.later.push(Later::again(work, trouble));
@@ -133,6 +135,7 @@ impl Lane {
                 unstoppable = Some(work);
             }
         }
+        self.consumer.owes_fates.store(true, Ordering::Relaxed);
         self.cautious = super::CAUTIOUS_BATCHES;
         self.behind.push(Behind {
             stuck,

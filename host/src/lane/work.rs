@@ -46,6 +46,7 @@ impl Work {
             kept: false,
             in_doubt: false,
             suspect: false,
+            put_off: false,
             apart: None,
             received: Instant::now(),
         };
@@ -73,6 +74,7 @@ impl Work {
             kept: false,
             in_doubt: false,
             suspect: false,
+            put_off: false,
             apart: None,
             received: Instant::now(),
         };

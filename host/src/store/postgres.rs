@@ -21,12 +21,13 @@ mod upkeep;
 mod waiting;
 mod warnings;
 
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use sha2::{Digest, Sha256};
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 
 use self::errors::Refusal;
@@ -57,7 +58,7 @@ impl PostgresStore {
     /// Reads the URL; connects only when a session is opened. `schema` was validated by the
     /// configuration: it is a plain lower case name.
     pub fn new(url: &str, schema: &str, options: SessionOptions) -> Result<Self, StoreError> {
-        let connect = PgConnectOptions::from_str(url)
+        let connect = options_of(url)
             .map_err(|error| StoreError::Unusable(format!("the URL of the store: {error}")))?
             .statement_cache_capacity(CACHED_STATEMENTS)
             .disable_statement_logging();
@@ -86,6 +87,18 @@ impl PostgresStore {
             return Err(StoreError::Unusable(format!(
                 "the server is Postgres {}, and hapax needs 13 or newer",
                 version / 10_000
+            )));
+        }
+        let encoding = connection.fetch_one("SHOW server_encoding").await;
+        let encoding: String = encoding
+            .and_then(|row| row.try_get(0))
+            .map_err(unreachable)?;
+        if encoding != "UTF8" {
+            let database = self.connect.get_database().unwrap_or("of this role");
+            return Err(StoreError::Unusable(format!(
+                "the database {database} has the encoding {encoding}, which cannot hold what messages and handlers \
+                 write; hapax needs UTF8: CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8', and move the \
+                 tables there with pg_dump"
             )));
         }
         connection
@@ -124,6 +137,7 @@ impl PostgresStore {
              SET tcp_keepalives_interval = 5;\n\
              SET tcp_keepalives_count = 3;\n\
              SET standard_conforming_strings = on;\n\
+             SET client_encoding = 'UTF8';\n\
              SET TimeZone = 'UTC';\n\
              SET jit = off;\n\
              SET search_path = \"{}\", public;",
@@ -183,6 +197,44 @@ impl PostgresStore {
         failpoint::pass(Point::AfterMigration);
         Ok(pending)
     }
+}
+
+/// What a URL of Postgres says. An IPv6 address stands in brackets there, and nowhere else.
+fn options_of(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    let options = PgConnectOptions::from_str(url)?;
+    let host = options.get_host();
+    let address = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    Ok(match address.map(str::to_owned) {
+        Some(address) => options.host(&address),
+        None => options,
+    })
+}
+
+/// What is to be said of how a URL protects the line to its server, for the operator. Nothing where the line does not
+/// leave the machine, or where it is encrypted in any case.
+pub fn line_warning(url: &str) -> Option<String> {
+    let options = options_of(url).ok()?;
+    let mode = match options.get_ssl_mode() {
+        PgSslMode::Disable => "disable",
+        PgSslMode::Allow => "allow",
+        PgSslMode::Prefer => "prefer",
+        PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull => return None,
+    };
+    let host = options.get_host();
+    let address = host.parse::<IpAddr>();
+    let is_here = options.get_socket().is_some()
+        || host.starts_with('/')
+        || host == "localhost"
+        || address.is_ok_and(|address| address.is_loopback());
+    (!is_here).then(|| {
+        format!(
+            "store: {host} is another machine, and sslmode is {mode}: messages can cross the network in plain text, \
+             and whoever answers is taken for the database; write sslmode=verify-full&sslrootcert=FILE into the \
+             URL, which alone makes sure of both"
+        )
+    })
 }
 
 /// Whatever keeps a session from being opened is the world's: passwords rotate and servers fail over
@@ -285,5 +337,73 @@ impl Store for PostgresStore {
             );
         }
         Ok(warnings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_in_brackets_is_an_address() {
+        for (url, host) in [
+            ("postgres://u@[::1]:5433/db", "::1"),
+            ("postgres://u@[2001:db8::5]/db", "2001:db8::5"),
+            ("postgres://u@127.0.0.1/db", "127.0.0.1"),
+            ("postgres://u@db.example/db", "db.example"),
+            ("postgres://u@h/db?host=/run/postgresql", "/run/postgresql"),
+        ] {
+            let options = options_of(url).unwrap();
+            let socket = options.get_socket().map(|path| path.to_str().unwrap());
+            assert_eq!(socket.unwrap_or(options.get_host()), host, "{url}");
+        }
+    }
+
+    /// Whoever listens there is asked, and nobody else.
+    #[tokio::test]
+    async fn an_ipv6_address_reaches_what_it_names() {
+        let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else {
+            // A machine without IPv6.
+            return;
+        };
+        let url = format!(
+            "postgres://u@[::1]:{}/db?sslmode=disable",
+            listener.local_addr().unwrap().port()
+        );
+        let options = crate::store::SessionOptions {
+            statement_timeout: std::time::Duration::from_secs(1),
+            lock_timeout: std::time::Duration::from_secs(1),
+            idle_timeout: std::time::Duration::from_secs(1),
+        };
+        let store = PostgresStore::new(&url, "public", options).unwrap();
+        let (asked, _) = tokio::join!(
+            async { listener.accept().await.map(drop).is_ok() },
+            store.session("test")
+        );
+        assert!(asked);
+    }
+
+    #[test]
+    fn a_line_that_leaves_the_machine_unprotected_is_warned_of() {
+        let weak = [
+            "postgres://u:secret@db.example/shop",
+            "postgres://u:secret@10.0.0.7/shop?sslmode=prefer",
+            "postgres://u:secret@[2001:db8::5]/shop?sslmode=disable",
+        ];
+        for url in weak {
+            let warning = line_warning(url).expect(url);
+            assert!(warning.contains("sslmode=verify-full"), "{warning}");
+            assert!(!warning.contains("secret"), "{warning}");
+        }
+        for url in [
+            "postgres://u@localhost/shop",
+            "postgres://u@127.0.0.1/shop?sslmode=disable",
+            "postgres://u@[::1]/shop",
+            "postgres://u@/shop?host=/run/postgresql",
+            "postgres://u@db.example/shop?sslmode=require",
+            "postgres://u@db.example/shop?sslmode=verify-full",
+        ] {
+            assert_eq!(line_warning(url), None, "{url}");
+        }
     }
 }

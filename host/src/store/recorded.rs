@@ -487,6 +487,15 @@ impl Session for Recorded {
         self.inner.waiting_lock(consumer, id).await
     }
 
+    async fn parked_apart(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[Vec<u8>],
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.step().await;
+        self.inner.parked_apart(consumer, ids).await
+    }
+
     async fn waiting_delete(
         &mut self,
         consumer: ConsumerId,

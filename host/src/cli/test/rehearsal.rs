@@ -357,6 +357,7 @@ impl Stage {
             kept: false,
             in_doubt: false,
             suspect: false,
+            put_off: false,
             apart: None,
             received: Instant::now(),
         }];

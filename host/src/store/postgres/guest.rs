@@ -216,6 +216,7 @@ impl PostgresSession {
 
     /// One round trip for a text that the connection has not seen lately, else none.
     pub(super) async fn prepare(&mut self, statement: &str) -> Result<PgStatement, StoreError> {
+        self.keep(statement).await?;
         // Its literals are read by their types' own functions.
         let mut connection = self.lend_to_guest()?;
         let result = connection.prepare(AssertSqlSafe(statement).into_sql_str());

@@ -19,6 +19,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
 use super::errors::Refusal;
 use super::ledger::Claims;
 use super::stuck::{GRACE, Remains};
+use crate::store::kept::KeptTexts;
 use crate::store::{Session, SessionOptions, StoreError, StuckSession};
 
 pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
@@ -43,6 +44,7 @@ pub(super) struct PostgresSession {
     /// A table under a prepared statement has changed: prepare all of them again.
     pub(super) stale_plans: bool,
     schema: Arc<str>,
+    kept: KeptTexts,
     /// By a guest's statement, the one that runs in its place.
     pub(super) bounded: LruCache<String, Option<Arc<str>>>,
     /// Statements with the schema written into them.
@@ -87,6 +89,7 @@ impl PostgresSession {
             claims: Claims::default(),
             stale_plans: false,
             schema,
+            kept: KeptTexts::default(),
             bounded: LruCache::new(
                 std::num::NonZeroUsize::new(CACHED_STATEMENTS).expect("it is not zero"),
             ),
@@ -148,6 +151,17 @@ impl PostgresSession {
             );
             StoreError::Unanswered(self.lost.clone())
         })
+    }
+
+    /// Makes room for a statement of a handler that is prepared next.
+    pub(super) async fn keep(&mut self, statement: &str) -> Result<(), StoreError> {
+        if !self.kept.note(statement) {
+            return Ok(());
+        }
+        self.bounded.clear();
+        let mut connection = self.lend()?;
+        let cleared = connection.clear_cached_statements().await;
+        self.back(connection, cleared).map_err(Refusal::own)
     }
 
     fn why_over(&self) -> String {
@@ -255,6 +269,7 @@ impl PostgresSession {
         let mut result = connection.execute(AssertSqlSafe(command)).await.map(|_| ());
         if result.is_ok() && std::mem::take(&mut self.stale_plans) {
             self.bounded.clear();
+            self.kept.clear();
             result = connection.clear_cached_statements().await;
         }
         match result {

@@ -314,6 +314,23 @@ impl PostgresSession {
         Ok(all)
     }
 
+    pub(super) async fn find_parked_apart(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[Vec<u8>],
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let select = self
+            .statement(
+                "SELECT id FROM @hapax_waiting WHERE consumer = $1 AND id = ANY($2::bytea[]) \
+                 AND status = 'parked' AND code = $3",
+            )
+            .bind(consumer.0)
+            .bind(ids)
+            .bind(code::SQL_UNSTOPPABLE.0);
+        let rows = self.rows(select).await?;
+        rows.iter().map(|row| column(row, 0)).collect()
+    }
+
     /// How long this session waits for rows from now on, outside of a transaction.
     pub(super) async fn wait_for_rows(&mut self, most: Duration) -> Result<(), StoreError> {
         let most_ms = most.as_millis().min(i32::MAX as u128);

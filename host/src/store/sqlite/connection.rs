@@ -4,7 +4,6 @@
 //! statement would commit alone. Its rollback hook is called then and only then (and on ROLLBACK), so it is
 //! the exact answer to whether the transaction lives, and every statement asks it first.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -23,14 +22,15 @@ use super::errors::Refusal;
 use super::guest::Described;
 use super::lock::ProcessLock;
 use super::marks::Marks;
+use super::place::DatabaseFile;
 use crate::failpoint::{self, Point};
+use crate::store::kept::KeptTexts;
 use crate::store::{Dialect, SessionOptions, StoreError, migrate};
 
 pub(super) type SqliteQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
 
 /// What the sessions of a store share.
 pub(super) struct Shared {
-    path: PathBuf,
     options: SessionOptions,
     slot: Arc<Mutex<Slot>>,
     pub(super) marks: Marks,
@@ -39,6 +39,7 @@ pub(super) struct Shared {
 
 /// The place of the connection.
 pub(super) struct Slot {
+    file: DatabaseFile,
     connection: Option<SqliteConnection>,
     /// A transaction was begun and not ended by us.
     open: bool,
@@ -50,6 +51,7 @@ pub(super) struct Slot {
     value_bytes: i32,
     /// Values are shorter for now.
     short: bool,
+    kept: KeptTexts,
     pub(super) described: LruCache<String, Arc<Described>>,
 }
 
@@ -91,12 +93,13 @@ const CACHED_STATEMENTS: usize = 512;
 
 impl Shared {
     pub fn new(
-        path: PathBuf,
+        file: DatabaseFile,
         options: SessionOptions,
         value_bytes: i32,
         lock: ProcessLock,
     ) -> Self {
         let slot = Slot {
+            file,
             connection: None,
             open: false,
             ended: Arc::new(AtomicBool::new(false)),
@@ -107,12 +110,12 @@ impl Shared {
             statement_timeout: options.statement_timeout,
             value_bytes,
             short: false,
+            kept: KeptTexts::default(),
             described: LruCache::new(
                 std::num::NonZeroUsize::new(CACHED_STATEMENTS).expect("it is not zero"),
             ),
         };
         Self {
-            path,
             options,
             slot: Arc::new(Mutex::new(slot)),
             marks: Marks::default(),
@@ -127,6 +130,7 @@ impl Shared {
             // A session was dropped inside its transaction.
             slot.rollback().await;
         }
+        slot.file.check()?;
         if slot.connection.is_none() {
             let connection = self
                 .connect(&slot)
@@ -134,14 +138,19 @@ impl Shared {
                 .map_err(|error| Refusal::of(error).own())?;
             slot.connection = Some(connection);
             slot.short = false;
+            slot.kept.clear();
+            slot.file.note_log();
+            // It was opened by its path.
+            slot.file.check()?;
         }
         Ok(slot)
     }
 
     async fn connect(&self, slot: &Slot) -> Result<SqliteConnection, sqlx::Error> {
         let mut connection = SqliteConnectOptions::new()
-            .filename(&self.path)
-            .create_if_missing(true)
+            .filename(slot.file.path())
+            // Whoever opened the store has made it; what is missing now is gone.
+            .create_if_missing(false)
             .busy_timeout(self.options.lock_timeout)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
@@ -167,6 +176,8 @@ impl Shared {
             at == NEVER || deadline.start.elapsed().as_micros() < u128::from(at)
         });
         drop(handle);
+        // The log is opened when something is read for the first time.
+        connection.execute("SELECT 1 FROM sqlite_schema").await?;
         Ok(connection)
     }
 }
@@ -255,6 +266,16 @@ impl Slot {
         Ok(())
     }
 
+    /// Makes room for a statement of a handler that is prepared next.
+    pub async fn keep(&mut self, statement: &str) -> Result<(), StoreError> {
+        if !self.kept.note(statement) {
+            return Ok(());
+        }
+        self.described.clear();
+        let cleared = sqlx::Connection::clear_cached_statements(self.usable()?).await;
+        cleared.map_err(|error| self.refusal(error).own())
+    }
+
     fn unlimited(&self) {
         self.deadline.at.store(NEVER, Ordering::Relaxed);
     }
@@ -282,7 +303,7 @@ impl Slot {
         let result = self.usable()?.execute("COMMIT").await;
         let Err(error) = result else {
             self.open = false;
-            return Ok(());
+            return self.file.check();
         };
         let refusal = Refusal::of(error);
         match refusal.error {

@@ -266,6 +266,14 @@ impl Session for PostgresSession {
         self.lock_waiting(consumer, id).await
     }
 
+    async fn parked_apart(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[Vec<u8>],
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.find_parked_apart(consumer, ids).await
+    }
+
     async fn waiting_delete(
         &mut self,
         consumer: ConsumerId,
