@@ -384,7 +384,7 @@ impl Pass<'_> {
         };
         match transaction.discard().await {
             Ok(Discarded::Undone) => {
-                let attempts = attempts + 1;
+                let attempts = attempts.saturating_add(1);
                 (Some(transaction), Ok(Plan::Fail { failure, attempts }))
             }
             Ok(Discarded::Entangled) => {

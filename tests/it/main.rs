@@ -49,6 +49,7 @@ mod swallowed_errors;
 mod time_limits;
 mod traps;
 mod two_hosts;
+mod wrong_store;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -228,6 +229,11 @@ fn main() -> ExitCode {
             once:
                 costs_its_message_and_nothing_else,
                 outlives_a_restart_and_is_not_begun_again;
+        }
+        wrong_store {
+            once:
+                a_sqlite_file_that_was_moved_away_is_noticed_before_anything_is_acknowledged,
+                a_database_that_cannot_hold_all_text_is_refused_at_the_start;
         }
         least_privilege {
             once: is_enough_for_the_host_and_for_nothing_else;

@@ -154,7 +154,7 @@ impl Pass<'_> {
         let claim = Claim {
             key: &key,
             fingerprint: &fingerprint,
-            attempts: attempts + 1,
+            attempts: attempts.saturating_add(1),
             timestamp_seconds: item.message.timestamp_seconds(),
         };
         if session.take(self.rule(), claim, Fate::Waiting).await? {
@@ -411,7 +411,7 @@ fn begin(item: &Item, attempts: i32) -> Plan {
     match &item.preset {
         Some(failure) => Plan::Fail {
             failure: failure.clone(),
-            attempts: attempts + i32::from(failure.code != code::TOO_LATE),
+            attempts: attempts.saturating_add(i32::from(failure.code != code::TOO_LATE)),
         },
         None => Plan::Run { attempts },
     }

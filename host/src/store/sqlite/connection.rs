@@ -4,6 +4,7 @@
 //! statement would commit alone. Its rollback hook is called then and only then (and on ROLLBACK), so it is
 //! the exact answer to whether the transaction lives, and every statement asks it first.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,6 +17,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr, Sqlite};
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::timeout;
 
 use super::bounds;
 use super::errors::Refusal;
@@ -33,6 +35,8 @@ pub(super) type SqliteQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
 pub(super) struct Shared {
     options: SessionOptions,
     slot: Arc<Mutex<Slot>>,
+    /// Somebody waits for the connection for longer than all is well, and it was said.
+    waits: AtomicBool,
     pub(super) marks: Marks,
     _lock: ProcessLock,
 }
@@ -91,6 +95,9 @@ const STEPS: i32 = 10_000;
 
 const CACHED_STATEMENTS: usize = 512;
 
+/// A wait for the connection that is told of.
+const LONG_WAIT: Duration = Duration::from_secs(10);
+
 impl Shared {
     pub fn new(
         file: DatabaseFile,
@@ -118,6 +125,7 @@ impl Shared {
         Self {
             options,
             slot: Arc::new(Mutex::new(slot)),
+            waits: AtomicBool::new(false),
             marks: Marks::default(),
             _lock: lock,
         }
@@ -125,6 +133,25 @@ impl Shared {
 
     /// Waits for the connection. It is open, and without a transaction.
     pub async fn lock(&self) -> Result<OwnedMutexGuard<Slot>, StoreError> {
+        let mut taken = pin!(self.take());
+        if let Ok(taken) = timeout(LONG_WAIT, &mut taken).await {
+            return taken;
+        }
+        if !self.waits.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                waited_seconds = LONG_WAIT.as_secs(),
+                "SQLite's connection is in use, and every consumer waits for it: a transaction is long, or one call of \
+                 a function is, which nothing interrupts"
+            );
+        }
+        let taken = taken.await;
+        if self.waits.swap(false, Ordering::Relaxed) {
+            tracing::info!("SQLite's connection is free again");
+        }
+        taken
+    }
+
+    async fn take(&self) -> Result<OwnedMutexGuard<Slot>, StoreError> {
         let mut slot = Arc::clone(&self.slot).lock_owned().await;
         if slot.open {
             // A session was dropped inside its transaction.
