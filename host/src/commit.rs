@@ -19,6 +19,7 @@ use tokio::time::Instant as Clock;
 
 use crate::consumer::Consumer;
 use crate::effects::outbox::StoredReply;
+use crate::effects::sql::AtWork;
 use crate::effects::{Discarded, Isolation, Transaction, flush_failure};
 use crate::failpoint::{self, Point};
 use crate::failure::{Class, Failure};
@@ -28,7 +29,9 @@ use crate::sandbox::{Attempt, Plugin, Verdict as Ran};
 use crate::store::{Fate, OutboxRecord, Session, Settlement, Status, StoreError};
 
 use claim::ClaimError;
-use setback::{claim_setback, expect_all, host_error, misjudged, no_session, spoiled_setback};
+use setback::{
+    claim_setback, expect_all, host_error, is_unanswered, misjudged, no_session, spoiled_setback,
+};
 use verdicts::Writes;
 
 pub use setback::Setback;
@@ -51,6 +54,12 @@ pub struct Item {
     /// It has been through a COMMIT whose answer did not arrive: what the store knows of its key may be itself, and
     /// what it sends may be in the outbox without this host's knowing.
     pub in_doubt: bool,
+    /// The session was lost in a statement of this message.
+    pub suspect: bool,
+    /// Another transaction had its key when it was tried before.
+    pub put_off: bool,
+    /// A failure whose message is parked beside its key: a session that does not end holds the key.
+    pub apart: Option<Failure>,
     pub received: Instant,
 }
 
@@ -119,6 +128,8 @@ enum Plan {
         failure: Failure,
         attempts: i32,
     },
+    /// It was parked before, and its key gets that fate now. The key is claimed.
+    ParkedBefore,
     /// Put it behind an earlier message of its partition. Its key is claimed.
     Hold,
     /// It may have taken a host down, and has no key to record a start under: it goes to the table, and runs from
@@ -126,6 +137,8 @@ enum Plan {
     SetAside,
     /// Park it under an id of its own, and leave its key alone.
     Park(Failure),
+    /// Park it as the message of its key, which gets its fate when the session is gone that holds it.
+    ParkApart(Failure),
     Duplicate(Fate),
     /// The same key stands earlier in the batch: judged when that one is.
     Follow(usize),
@@ -153,6 +166,13 @@ pub async fn attempt(
         roll_back(slot).await;
     }
     result
+}
+
+/// Notes whose statement the session was lost in, where that can be told.
+fn suspect(items: &mut [Item], at_work: &AtWork) {
+    if let Some(item) = at_work.place().and_then(|place| items.get_mut(place)) {
+        item.suspect = true;
+    }
 }
 
 async fn roll_back(slot: &mut Option<Box<dyn Session>>) {
@@ -204,6 +224,7 @@ impl Pass<'_> {
         let traits = self.consumer.store.traits();
         let id = self.consumer.id;
         let mut transaction = Transaction::new(session, traits, id, self.isolation, alone);
+        let at_work = transaction.at_work();
         let mut results = Vec::with_capacity(items.len());
         let began = Clock::now();
         let mut plans = std::mem::take(&mut claimed.plans).into_iter();
@@ -220,6 +241,7 @@ impl Pass<'_> {
                     return Err(full);
                 }
             };
+            transaction.run_next(index);
             let (kept, result) = self.step(transaction, item, plan, alone).await;
             match (kept, result) {
                 (Some(kept), Ok(result)) => {
@@ -229,7 +251,11 @@ impl Pass<'_> {
                 }
                 (kept, result) => {
                     *slot = kept.map(|kept| kept.session);
-                    return Err(result.err().unwrap_or(Setback::Again));
+                    let setback = result.err().unwrap_or(Setback::Again);
+                    if slot.is_none() || is_unanswered(&setback) {
+                        suspect(items, &at_work);
+                    }
+                    return Err(setback);
                 }
             }
         }
@@ -246,6 +272,9 @@ impl Pass<'_> {
         let speculated = transaction.has_speculated();
         let session = slot.insert(transaction.session);
         if let Err(error) = flushed {
+            if matches!(error, StoreError::Unanswered(_)) {
+                suspect(items, &at_work);
+            }
             return Err(match misjudged(&error, speculated) {
                 true => Setback::Isolate,
                 false => self.refused_setback(error, items),
@@ -357,7 +386,7 @@ impl Pass<'_> {
         };
         match transaction.discard().await {
             Ok(Discarded::Undone) => {
-                let attempts = attempts + 1;
+                let attempts = attempts.saturating_add(1);
                 (Some(transaction), Ok(Plan::Fail { failure, attempts }))
             }
             Ok(Discarded::Entangled) => {

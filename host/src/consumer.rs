@@ -49,6 +49,8 @@ pub struct Consumer {
     pub line_moved: Notify,
     /// Most keys of the last batch were known: a look before the next claim may save it.
     pub meets_duplicates: AtomicBool,
+    /// Messages may be parked whose keys have not got that fate: a session that does not end had them.
+    pub owes_fates: AtomicBool,
     /// One for each lane.
     pulses: Box<[Pulse]>,
     /// How long one step of a lane may take.
@@ -125,6 +127,7 @@ impl Consumer {
             gate: Gate::new(Brake::new(config.brake)),
             line_moved: Notify::new(),
             meets_duplicates: AtomicBool::new(false),
+            owes_fates: AtomicBool::new(true),
             pulses: (0..config.lanes).map(|_| Pulse::default()).collect(),
             step_bound: config.limits.wall + STEP_GRACE,
             plugin,
@@ -194,6 +197,17 @@ impl Consumer {
     pub fn pulse(&self, lane: i16) -> &Pulse {
         let lane = usize::try_from(lane).expect("lanes are numbered from zero");
         &self.pulses[lane]
+    }
+
+    /// The name of a lane's session, as the database shows it.
+    pub fn session_name(&self, lane: i16) -> String {
+        format!("hapax {} {lane}", self.name)
+    }
+
+    /// The names of all its lanes' sessions.
+    pub fn session_names(&self) -> Vec<String> {
+        let lanes = i16::try_from(self.pulses.len()).expect("the configuration bounds the lanes");
+        (0..lanes).map(|lane| self.session_name(lane)).collect()
     }
 
     /// Whether a lane is at a step for longer than any limit lets it be.

@@ -19,8 +19,8 @@ use crate::store::{
 };
 
 use outbox::StoredReply;
-use sql::Deferred;
 use sql::rules::Statement;
+use sql::{AtWork, Deferred};
 use state::StateWrite;
 
 /// The savepoint around one message, and the one around one statement of it.
@@ -97,6 +97,9 @@ pub struct Transaction {
     touched: bool,
     /// The running message has run a statement since its savepoint was set.
     wrote: bool,
+    /// The place of the running message in its batch.
+    place: usize,
+    at_work: AtWork,
     /// Savepoints that were set. A released one still counts for the server: what it wrote has a number of its
     /// own until the transaction ends.
     savepoints: usize,
@@ -124,8 +127,20 @@ impl Transaction {
             answered: Vec::new(),
             touched: false,
             wrote: false,
+            place: 0,
+            at_work: AtWork::default(),
             savepoints: 0,
         }
+    }
+
+    /// Whose statement the database is at, also when this transaction is lost.
+    pub fn at_work(&self) -> AtWork {
+        self.at_work.clone()
+    }
+
+    /// The message at this place of the batch runs next.
+    pub fn run_next(&mut self, place: usize) {
+        self.place = place;
     }
 
     /// The place of the first of these names that is no column.
@@ -184,6 +199,7 @@ impl Transaction {
                 statement,
                 parameters,
                 answered: true,
+                place: self.place,
             });
             return Ok(Ok(1));
         }
@@ -240,6 +256,9 @@ impl Transaction {
             self.session.release(MESSAGE).await?;
         }
         self.outgoing.append(&mut effects.outbox);
+        for deferred in &mut effects.deferred {
+            deferred.place = self.place;
+        }
         self.earlier.deferred.append(&mut self.answered);
         self.earlier.append(effects);
         self.touched = false;
@@ -271,7 +290,9 @@ impl Transaction {
     /// Writes what the messages so far have collected, in few statements and in their order.
     pub async fn flush(&mut self) -> Result<(), StoreError> {
         let effects = std::mem::take(&mut self.earlier);
-        sql::write(&mut *self.session, &self.traits, &effects.deferred).await?;
+        let at_work = &self.at_work;
+        sql::write(&mut *self.session, &self.traits, &effects.deferred, at_work).await?;
+        at_work.unset();
         state::write(&mut *self.session, self.consumer, &effects.state).await
     }
 
@@ -293,7 +314,9 @@ impl Transaction {
         } else if self.guards_statements() && self.wrote {
             self.savepoint(STATEMENT).await.map_err(Fault::Spoiled)?;
         }
-        self.write_answered().await.map_err(Fault::Spoiled)
+        self.write_answered().await.map_err(Fault::Spoiled)?;
+        self.at_work.set(self.place);
+        Ok(())
     }
 
     /// Runs what the running message takes for done, after what came before it.
@@ -305,7 +328,7 @@ impl Transaction {
             self.flush().await?;
         }
         let answered = std::mem::take(&mut self.answered);
-        sql::write(&mut *self.session, &self.traits, &answered).await
+        sql::write(&mut *self.session, &self.traits, &answered, &self.at_work).await
     }
 
     async fn savepoint(&mut self, name: &'static str) -> Result<(), StoreError> {

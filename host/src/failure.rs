@@ -58,6 +58,8 @@ pub mod code {
         SQL_LIMIT = "sql-limit";
         /// A statement that the rules or the grants do not allow.
         SQL_REFUSED = "sql-refused";
+        /// A statement of the handler that the database does not end, whatever it is told.
+        SQL_UNSTOPPABLE = "sql-unstoppable";
         /// The database refused a statement for another reason than a constraint.
         SQL_ERROR = "sql-error";
         /// A constraint refused a deferred statement.

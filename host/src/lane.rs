@@ -6,6 +6,7 @@
 //! again until it works: nothing is acknowledged, counted or given up for it.
 
 mod alone;
+mod behind;
 mod delivery;
 mod floor;
 mod inbox;
@@ -27,9 +28,10 @@ use crate::effects::Isolation;
 use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
 use crate::relay::RelayHandle;
-use crate::store::{Claim, ClaimRule, Session, StoreError};
+use crate::store::{Claim, ClaimRule, Session, StoreError, StuckSession};
 
 use alone::Started;
+use behind::{Behind, Later};
 use pace::Pace;
 use work::{is_forgotten, works};
 
@@ -74,6 +76,8 @@ enum Settled {
     NotRun,
     /// Its key is in another transaction's hands.
     Busy(Box<Work>),
+    /// Its session does not end, and is left behind: it is parked, or waits for the session's end.
+    Left,
 }
 
 impl From<Stopped> for Ended {
@@ -90,7 +94,13 @@ pub struct Lane {
     relay: RelayHandle,
     session: Option<Box<dyn Session>>,
     /// Works whose key is in another transaction's hands. They run again, alone, after the others.
-    later: Vec<Work>,
+    later: Vec<Later>,
+    /// How often the one of them was tried that is tried now.
+    trying: Option<Backoff>,
+    /// Works that wait for the end of a session.
+    behind: Vec<Behind>,
+    /// The session before this one does not end, and nobody has looked yet whose keys it has.
+    stuck_before: Option<StuckSession>,
     /// Works that were taken and not begun, in their order: only one could be tried, or their batch was over
     /// before it came to them.
     held: Vec<Work>,
@@ -122,6 +132,9 @@ impl Lane {
             relay,
             session: None,
             later: Vec::new(),
+            trying: None,
+            behind: Vec::new(),
+            stuck_before: None,
             held: Vec::new(),
             cautious: 0,
             pace,
@@ -168,6 +181,11 @@ impl Lane {
         let consumer = Arc::clone(&self.consumer);
         consumer.pulse(self.number).rest();
         let mut batch = self.take().await?;
+        self.take_up().await;
+        self.keep_in_order(&mut batch);
+        if batch.is_empty() && !self.is_due() {
+            return Ok(());
+        }
         let pass = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Ended::Stopped),
@@ -185,15 +203,12 @@ impl Lane {
             // One message is tried; the others stay held, in their order.
             if !self.later.is_empty() {
                 self.hold_back(batch);
-                let work = self.later.remove(0);
-                return self.try_later(work).await;
+                return self.try_one_later().await.map(|_| ());
             }
             let others = batch.split_off(batch.len().min(1));
             self.hold_back(others);
         }
-        for work in std::mem::take(&mut self.later) {
-            self.try_later(work).await?;
-        }
+        self.try_later().await?;
         let mut together = Vec::with_capacity(batch.len());
         let mut works = self.recognise(batch).await?.into_iter();
         while let Some(work) = works.next() {
@@ -235,7 +250,7 @@ impl Lane {
             let messages = self.messages().min(self.held.len());
             return Ok(self.held.drain(..messages).collect());
         }
-        let patience = (!self.later.is_empty()).then_some(Duration::from_millis(100));
+        let patience = self.patience();
         let limits = crate::consumer::BatchLimits {
             messages: self.messages(),
             ..self.consumer.batch
@@ -320,6 +335,10 @@ impl Lane {
                     self.give_back(&origins);
                     return Ok(Vec::new());
                 }
+                Setback::Stuck(stuck) => {
+                    self.leave_behind(stuck, works(items, origins)).await?;
+                    return Ok(Vec::new());
+                }
                 Setback::Ours(error) => return Err(Ended::Broken(error)),
             }
         };
@@ -338,7 +357,7 @@ impl Lane {
     async fn settle_one(&mut self, work: Work) -> Result<(), Ended> {
         let leave = self.share_floor().await?;
         if let Settled::Busy(work) = self.settle_alone(work).await? {
-            self.later.push(*work);
+            self.put_off(*work);
         }
         drop(leave);
         Ok(())
@@ -378,6 +397,13 @@ impl Lane {
                 Setback::Busy(error) if self.consumer.is_strict() => {
                     self.pause(&mut trouble, &error).await?;
                 }
+                Setback::Split(error) if self.meets_stuck(&error) => {
+                    return Ok(Settled::Busy(Box::new(Work {
+                        item,
+                        origin,
+                        alone,
+                    })));
+                }
                 Setback::Split(error) => {
                     conflicts += 1;
                     if conflicts > MAX_CONFLICTS {
@@ -391,6 +417,15 @@ impl Lane {
                         origin,
                         alone,
                     })));
+                }
+                Setback::Stuck(stuck) => {
+                    let work = Work {
+                        item,
+                        origin,
+                        alone,
+                    };
+                    self.leave_behind(stuck, [work]).await?;
+                    return Ok(Settled::Left);
                 }
                 // It lasts until somebody mends the database, whatever the message does.
                 Setback::World(error @ StoreError::Unwritable(_)) => {
@@ -414,6 +449,9 @@ impl Lane {
     async fn attempt(&mut self, items: &mut [Item]) -> Result<Committed, Setback> {
         self.consumer.pulse(self.number).beat();
         self.connect().await.map_err(Setback::World)?;
+        if let Some(stuck) = self.stuck_before.take() {
+            return Err(Setback::Stuck(stuck));
+        }
         let isolation = if self.cautious > 0 {
             Isolation::Savepoints
         } else {
@@ -428,6 +466,16 @@ impl Lane {
             isolation,
         )
         .await;
+        if result.is_err() && items.iter().any(|item| item.suspect) {
+            // Before anything else is tried: it may be all of these whose keys are not free.
+            self.session = None;
+            if let Some(stuck) = self.look_behind().await {
+                return Err(Setback::Stuck(stuck));
+            }
+            for item in &mut *items {
+                item.suspect = false;
+            }
+        }
         if let Ok(committed) = &result {
             self.cautious = self.cautious.saturating_sub(1);
             self.pace.worked = committed.worked;
@@ -494,12 +542,28 @@ impl Lane {
 
     async fn connect(&mut self) -> Result<&mut dyn Session, StoreError> {
         if self.session.is_none() {
-            let name = format!("hapax {} {}", self.consumer.name, self.number);
-            self.session = Some(self.consumer.store.session(&name).await?);
+            let name = self.consumer.session_name(self.number);
+            let session = self.consumer.store.session(&name).await?;
+            if let Some(stuck) = session.stuck_before() {
+                self.stuck_before = Some(stuck);
+            }
+            self.session = Some(session);
         }
         match &mut self.session {
             Some(session) => Ok(&mut **session),
             None => Err(StoreError::Unavailable("the lane has no session".into())),
+        }
+    }
+
+    /// Opens a session after one was lost in a statement of a handler, and says whether that one was left behind.
+    /// Nothing when the lane is to stop.
+    async fn look_behind(&mut self) -> Option<StuckSession> {
+        let mut trouble = Backoff::for_servers();
+        loop {
+            match self.connect().await {
+                Ok(_) => return self.stuck_before.take(),
+                Err(error) => self.pause(&mut trouble, &error).await.ok()?,
+            }
         }
     }
 
@@ -520,7 +584,10 @@ impl Lane {
     async fn pause(&mut self, trouble: &mut Backoff, error: &StoreError) -> Result<(), Stopped> {
         if matches!(
             error,
-            StoreError::Unavailable(_) | StoreError::Unwritable(_) | StoreError::InDoubt(_)
+            StoreError::Unavailable(_)
+                | StoreError::Unanswered(_)
+                | StoreError::Unwritable(_)
+                | StoreError::InDoubt(_)
         ) {
             self.session = None;
         }

@@ -66,6 +66,7 @@ pub struct Metrics {
     unfenced: Family<ConsumerLabel, Counter>,
     paused: Family<ReasonLabel, Gauge>,
     up: Family<ConsumerLabel, Gauge>,
+    stuck_sessions: Family<ConsumerLabel, Gauge>,
     plugin_swaps: Family<ConsumerLabel, Counter>,
     plugin_refusals: Family<ConsumerLabel, Counter>,
     relay: Relay,
@@ -100,6 +101,8 @@ pub struct ConsumerMetrics {
     pub unfenced: Counter,
     /// 1 while the consumer takes messages, 0 while it waits for a server or has stopped.
     pub up: Gauge,
+    /// Sessions of its lanes whose statement does not end.
+    pub stuck_sessions: Gauge,
     pub batch_messages: Histogram,
     pub batch_seconds: Histogram,
     pub handler_seconds: Histogram,
@@ -257,6 +260,11 @@ impl Metrics {
                 "1 while the consumer takes messages",
                 Family::default()
             ),
+            stuck_sessions: register!(
+                "stuck_sessions",
+                "Sessions of the consumer's lanes that are at a statement which the database does not end",
+                Family::default()
+            ),
             plugin_swaps: register!(
                 "plugin_swaps",
                 "Versions of the plugin that took over while the host ran",
@@ -309,6 +317,7 @@ impl Metrics {
             held: self.held.get_or_create_owned(&label),
             unfenced: self.unfenced.get_or_create_owned(&label),
             up: self.up.get_or_create_owned(&label),
+            stuck_sessions: self.stuck_sessions.get_or_create_owned(&label),
             batch_messages: self.batch_messages.get_or_create_owned(&label),
             batch_seconds: self.batch_seconds.get_or_create_owned(&label),
             handler_seconds: self.handler_seconds.get_or_create_owned(&label),

@@ -7,6 +7,7 @@
 //! Times are the database's: a caller passes durations, the dialect adds them to its own clock.
 
 mod error;
+mod kept;
 mod queues;
 mod rows;
 mod stored;
@@ -25,8 +26,8 @@ pub use error::{Constraint, ConstraintKind, StoreError};
 pub use queues::{QueuedMessage, Queues};
 pub use rows::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, NamedColumn,
-    OutboxDepth, OutboxRecord, OutboxRow, RowsInsert, Settlement, Start, Status, TAKEN_LANE,
-    WaitingRow,
+    OutboxDepth, OutboxRecord, OutboxRow, RowsInsert, Settlement, Start, Status, StuckSession,
+    TAKEN_LANE, WaitingRow,
 };
 pub(crate) use stored::{STATEMENT_BYTES, split};
 pub use upkeep::{
@@ -92,6 +93,17 @@ pub trait Store: Send + Sync {
     /// Settings of the server that would break the promise, as sentences for the operator.
     async fn warnings(&self) -> Result<Vec<String>, StoreError>;
 
+    /// Sessions that were left behind, since a statement on them does not end. What they hold is held until they are
+    /// gone, also when this host is.
+    fn stuck_sessions(&self) -> Vec<StuckSession> {
+        Vec::new()
+    }
+
+    /// Takes in what [`Upkeep::stuck_sessions`] has found, where `before` was known when it was asked.
+    fn note_stuck(&self, before: &[StuckSession], found: Vec<StuckSession>) {
+        let _ = (before, found);
+    }
+
     /// Leaves the database in an orderly way, when nobody uses a session any more.
     async fn close(&self) {}
 }
@@ -102,6 +114,12 @@ pub trait Store: Send + Sync {
 /// discarded, which rolls back what it had not committed.
 #[async_trait]
 pub trait Session: Send {
+    /// The session of this name before this one, where it was left behind because it does not end: what it had
+    /// claimed stays locked for as long as it is among [`Store::stuck_sessions`], and is rolled back then.
+    fn stuck_before(&self) -> Option<StuckSession> {
+        None
+    }
+
     /// One round trip, outside any transaction.
     async fn ping(&mut self) -> Result<(), StoreError>;
 
@@ -295,6 +313,17 @@ pub trait Session: Send {
         consumer: ConsumerId,
         id: &[u8],
     ) -> Result<Option<WaitingRow>, StoreError>;
+
+    /// Which of these rows of `hapax_waiting` are messages that were parked beside their keys, since a session that
+    /// does not end had them: `sql-unstoppable`.
+    async fn parked_apart(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[Vec<u8>],
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let _ = (consumer, ids);
+        Ok(Vec::new())
+    }
 
     /// Removes rows; returns how many there were.
     async fn waiting_delete(

@@ -66,7 +66,7 @@ pub fn row(
         .map(|identity| identity.key.clone());
     let key = key.filter(|key| !key.is_empty());
     let id = match (&key, &item.hold) {
-        (Some(key), _) => hash(&[b"key", consumer.name.as_bytes(), key]),
+        (Some(key), _) => key_id(&consumer.name, key),
         (None, Hold::Row(id)) => id.clone(),
         // Without idempotency equal messages are different messages.
         (None, _) => hash(&[b"fresh", &fastrand::u128(..).to_be_bytes()]),
@@ -76,6 +76,11 @@ pub fn row(
         attempts,
         ..describe(consumer, plugin, item, failure, id, key)
     }
+}
+
+/// The id of the row that a message with this key has.
+pub fn key_id(consumer: &str, key: &[u8]) -> Vec<u8> {
+    hash(&[b"key", consumer.as_bytes(), key])
 }
 
 /// The row of a message that is parked without touching its key.

@@ -44,12 +44,14 @@ mod skewed_clocks;
 mod speculation;
 mod sql_differential;
 mod strict_order;
+mod stuck_session;
 mod support;
 mod swallowed_errors;
 mod time_limits;
 mod traps;
 mod two_hosts;
 mod unreadable;
+mod wrong_store;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -224,6 +226,16 @@ fn main() -> ExitCode {
                 an_attempt_that_is_out_of_time_applies_nothing,
                 a_batch_of_slow_messages_is_over_when_its_time_is;
             each store: a_statement_without_end_ends_with_its_message;
+        }
+        stuck_session {
+            once:
+                costs_its_message_and_nothing_else,
+                outlives_a_restart_and_is_not_begun_again;
+        }
+        wrong_store {
+            once:
+                a_sqlite_file_that_was_moved_away_is_noticed_before_anything_is_acknowledged,
+                a_database_that_cannot_hold_all_text_is_refused_at_the_start;
         }
         least_privilege {
             once: is_enough_for_the_host_and_for_nothing_else;

@@ -109,6 +109,26 @@ const TRAPS: [(&str, &[&str]); 18] = [
         ],
     ),
     (
+        "a statement that nothing ends takes its worker along, and each retry and restart begins another one",
+        &[
+            "tests/it/stuck_session.rs::costs_its_message_and_nothing_else",
+            "tests/it/stuck_session.rs::outlives_a_restart_and_is_not_begun_again",
+            "tests/it/time_limits.rs::a_statement_without_end_ends_with_its_message",
+            "host/src/store/contract/postgres.rs::a_message_that_was_parked_beside_its_key_gets_its_fate_when_the_key_is_free",
+            "host/src/store/contract/postgres.rs::statements_that_are_kept_prepared_are_bounded_in_bytes",
+        ],
+    ),
+    (
+        "what is acknowledged is in a file that nobody has, in another database, or in none that can hold it",
+        &[
+            "tests/it/wrong_store.rs::a_sqlite_file_that_was_moved_away_is_noticed_before_anything_is_acknowledged",
+            "tests/it/wrong_store.rs::a_database_that_cannot_hold_all_text_is_refused_at_the_start",
+            "host/src/store/contract/sqlite.rs::a_file_that_was_moved_replaced_or_deleted_ends_all_use_of_it",
+            "host/src/store/contract/hostile.rs::no_hostile_content_is_a_broken_invariant",
+            "host/src/store/postgres.rs::an_ipv6_address_reaches_what_it_names",
+        ],
+    ),
+    (
         "two processes work on one SQLite file",
         &[
             "tests/it/bad_start.rs::a_second_host_on_one_sqlite_file_is_kept_out",

@@ -38,6 +38,7 @@ pub struct CheckArgs {
 
 pub async fn run(arguments: &CheckArgs, config: Arc<Config>) -> Result<ExitCode, Error> {
     let mut report = Report::new(&config);
+    report.warnings.extend(crate::host::warnings(&config));
     check_consumers(&config, &mut report).await?;
     if arguments.connect {
         check_store(&config, &mut report).await;

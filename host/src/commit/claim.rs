@@ -1,6 +1,6 @@
 //! The first step of a transaction: which messages are new, and which have a fate already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,6 +12,7 @@ use crate::store::{Claim, ClaimRule, Entry, Fate, Session, StoreError};
 
 use super::verdicts::{duplicate, reused};
 use super::{Hold, Item, Pass, Plan};
+use crate::waiting;
 
 /// What `open` learned of an item.
 enum Opened {
@@ -62,7 +63,10 @@ impl Pass<'_> {
         for (index, item) in items.iter_mut().enumerate() {
             plans.push(match self.open(session, item).await? {
                 Opened::Decided(plan) => {
-                    if matches!(plan, Plan::Run { .. } | Plan::Fail { .. }) {
+                    if matches!(
+                        plan,
+                        Plan::Run { .. } | Plan::Fail { .. } | Plan::ParkedBefore
+                    ) {
                         run_until = index + 1;
                     }
                     plan
@@ -93,6 +97,9 @@ impl Pass<'_> {
     async fn open(&self, session: &mut dyn Session, item: &mut Item) -> Result<Opened, ClaimError> {
         let mut attempts = 0;
         item.kept = false;
+        if let Some(failure) = &item.apart {
+            return Ok(Opened::Decided(Plan::ParkApart(failure.clone())));
+        }
         if let Hold::Row(id) = &item.hold {
             let Some(row) = session.waiting_lock(self.consumer.id, id).await? else {
                 return Ok(Opened::Decided(Plan::Gone));
@@ -157,7 +164,7 @@ impl Pass<'_> {
         let claim = Claim {
             key: &key,
             fingerprint: &fingerprint,
-            attempts: attempts + 1,
+            attempts: attempts.saturating_add(1),
             timestamp_seconds: item.message.timestamp_seconds(),
         };
         if session.take(self.rule(), claim, Fate::Waiting).await? {
@@ -174,9 +181,12 @@ impl Pass<'_> {
             }
             // The operator made the ledger forget the key: the message is new again.
             None => Ok(Opened::Key(key)),
-            Some(fate) => Err(ClaimError::Store(StoreError::Broken(format!(
-                "a row of hapax_waiting is due, and the ledger says {fate:?} of its key"
-            )))),
+            // An operator has made the row due by hand, or another copy of the message has begun meanwhile and has come
+            // to no end. Whatever the ledger says, the row is the message, and it is to run.
+            Some(fate) => match session.take(self.rule(), claim, fate).await? {
+                true => Ok(Opened::Decided(begin(item, attempts))),
+                false => Err(ClaimError::Again),
+            },
         }
     }
 
@@ -189,7 +199,12 @@ impl Pass<'_> {
     ) -> Result<Opened, ClaimError> {
         let claim = claim_of(item, identity, starts);
         if session.take(self.rule(), claim, Fate::Started).await? {
-            return Ok(Opened::Decided(begin(item, starts - 1)));
+            let keys = [identity.key.as_slice()];
+            let parked = self.parked_before(session, &keys).await?;
+            return Ok(Opened::Decided(match parked.is_empty() {
+                true => begin(item, starts - 1),
+                false => Plan::ParkedBefore,
+            }));
         }
         Ok(Opened::Key(identity.key.clone()))
     }
@@ -240,10 +255,21 @@ impl Pass<'_> {
             false => session.claim(self.rule(), &claims).await?,
         };
         failpoint::pass(Point::MidClaim);
+        let claimed = unknown
+            .iter()
+            .zip(&new)
+            .filter(|&(&(_, index), new)| *new && self.looks_for_parked(&items[index]))
+            .map(|((key, _), _)| *key)
+            .collect::<Vec<_>>();
+        let parked = self.parked_before(session, &claimed).await?;
         let mut others = Vec::new();
         for (place @ (key, index), new) in unknown.into_iter().zip(new) {
             if new {
                 plans[index] = begin(&items[index], 0);
+                if parked.contains(key) {
+                    plans[index] = Plan::ParkedBefore;
+                    *run_until = (*run_until).max(index + 1);
+                }
                 owned.push(key.to_vec());
             } else {
                 others.push(place);
@@ -279,7 +305,14 @@ impl Pass<'_> {
                     }
                     owned.push(key.to_vec());
                     *run_until = (*run_until).max(index + 1);
-                    begin(item, (entry.attempts - 1).max(0))
+                    let parked = match self.looks_for_parked(item) {
+                        true => self.parked_before(session, &[key]).await?,
+                        false => BTreeSet::new(),
+                    };
+                    match parked.is_empty() {
+                        true => begin(item, (entry.attempts - 1).max(0)),
+                        false => Plan::ParkedBefore,
+                    }
                 }
             };
         }
@@ -311,6 +344,31 @@ impl Pass<'_> {
                 };
             }
         }
+    }
+
+    /// Whether a message may have been parked while a session that does not end had its key: it comes for another
+    /// time, or keys are known to lack that fate.
+    fn looks_for_parked(&self, item: &Item) -> bool {
+        item.redelivered || item.put_off || self.consumer.owes_fates.load(Ordering::Relaxed)
+    }
+
+    /// Those of these keys whose messages were parked while a session that did not end had them.
+    async fn parked_before(
+        &self,
+        session: &mut dyn Session,
+        keys: &[&[u8]],
+    ) -> Result<BTreeSet<Vec<u8>>, StoreError> {
+        if keys.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let ids = keys
+            .iter()
+            .map(|key| waiting::key_id(&self.consumer.name, key));
+        let ids = ids.collect::<Vec<_>>();
+        let parked = session.parked_apart(self.consumer.id, &ids).await?;
+        let all = ids.iter().zip(keys);
+        let known = all.filter(|(id, _)| parked.contains(id));
+        Ok(known.map(|(_, key)| key.to_vec()).collect())
     }
 
     fn duplicate(&self, item: &Item, key: &[u8], fate: Fate) -> Plan {
@@ -346,7 +404,12 @@ pub(super) fn keys_of(items: &[Item], plans: &[Plan]) -> Vec<Vec<u8>> {
     items
         .iter()
         .zip(plans)
-        .filter(|(_, plan)| matches!(plan, Plan::Run { .. } | Plan::Fail { .. }))
+        .filter(|(_, plan)| {
+            matches!(
+                plan,
+                Plan::Run { .. } | Plan::Fail { .. } | Plan::ParkedBefore
+            )
+        })
         .filter_map(|(item, _)| item.identity.as_ref().ok())
         .filter(|identity| !identity.key.is_empty())
         .map(|identity| identity.key.clone())
@@ -358,7 +421,7 @@ fn begin(item: &Item, attempts: i32) -> Plan {
     match &item.preset {
         Some(failure) => Plan::Fail {
             failure: failure.clone(),
-            attempts: attempts + i32::from(failure.code != code::TOO_LATE),
+            attempts: attempts.saturating_add(i32::from(failure.code != code::TOO_LATE)),
         },
         None => Plan::Run { attempts },
     }

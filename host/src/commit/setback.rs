@@ -2,7 +2,7 @@
 
 use crate::effects::Isolation;
 use crate::failure::Class;
-use crate::store::StoreError;
+use crate::store::{StoreError, StuckSession};
 
 /// Why a batch did not commit. Its transaction is rolled back, or its session dropped.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub enum Setback {
     Full,
     /// Another transaction holds the only key of this batch.
     Busy(StoreError),
+    /// The session of this batch does not end, and has its keys: they can be claimed when it is gone.
+    Stuck(StuckSession),
     /// The world has failed: later, with a new session.
     World(StoreError),
     /// An invariant is broken: the consumer stops.
@@ -32,6 +34,11 @@ pub(super) fn expect_all(what: &str, touched: u64, wanted: usize) -> Result<(), 
     Err(Setback::Split(StoreError::TransactionLost(format!(
         "{what} touched {touched} rows of {wanted}"
     ))))
+}
+
+/// Whether the database does not end a statement.
+pub(super) fn is_unanswered(setback: &Setback) -> bool {
+    matches!(setback, Setback::World(StoreError::Unanswered(_)))
 }
 
 pub(super) fn no_session() -> Setback {

@@ -49,9 +49,16 @@ impl Pass<'_> {
                 Plan::Duplicate(fate) => Verdict::Duplicate(fate),
                 Plan::Gone => Verdict::Gone,
                 Plan::Fail { failure, attempts } => self.fail(item, failure, attempts, &mut writes),
+                Plan::ParkedBefore => {
+                    if let Ok(identity) = &item.identity {
+                        writes.settled.push((identity.key.clone(), Fate::Parked, 1));
+                    }
+                    Verdict::Duplicate(Fate::Parked)
+                }
                 Plan::Hold => self.hold(item, &mut writes),
                 Plan::SetAside => self.set_aside(item, &mut writes),
                 Plan::Park(failure) => self.park(item, failure, &mut writes),
+                Plan::ParkApart(failure) => self.park_apart(item, failure, &mut writes),
                 Plan::Follow(first) => match self.follow(item, &items[first], &verdicts[first]) {
                     Ok(fate) => Verdict::Duplicate(fate),
                     Err(failure) => self.park(item, failure, &mut writes),
@@ -166,6 +173,19 @@ impl Pass<'_> {
             failure,
             status: Status::Parked,
             attempts: 0,
+            delay: Duration::ZERO,
+        }
+    }
+
+    /// Its row is that of its key, so that an operator and its partition's line find it there.
+    fn park_apart(&self, item: &Item, failure: Failure, writes: &mut Writes) -> Verdict {
+        let plugin = self.plugin.digest();
+        let row = waiting::row(self.consumer, plugin, item, &failure, Status::Parked, 1);
+        self.put(row, Duration::ZERO, writes);
+        Verdict::Failed {
+            failure,
+            status: Status::Parked,
+            attempts: 1,
             delay: Duration::ZERO,
         }
     }

@@ -8,6 +8,7 @@ pub mod rules;
 mod speculation;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::store::{RowsInsert, STATEMENT_BYTES, Session, StoreError, Traits, Value, split};
 
@@ -22,6 +23,37 @@ pub struct Deferred {
     pub parameters: Vec<Value>,
     /// The guest has been told that it touched one row.
     pub answered: bool,
+    /// The place of its message in the batch, once the message has come to a good end.
+    pub place: usize,
+}
+
+/// Whose statement the database is at: for whoever loses the session with it.
+#[derive(Clone, Debug)]
+pub struct AtWork(Arc<AtomicUsize>);
+
+impl Default for AtWork {
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(Self::NOBODY)))
+    }
+}
+
+impl AtWork {
+    const NOBODY: usize = usize::MAX;
+
+    /// The message at this place of the batch.
+    pub fn set(&self, place: usize) {
+        self.0.store(place, Ordering::Relaxed);
+    }
+
+    /// Statements of several messages in one, or nothing of a message.
+    pub fn unset(&self) {
+        self.0.store(Self::NOBODY, Ordering::Relaxed);
+    }
+
+    /// The place of the only message whose statement was the last that was begun.
+    pub fn place(&self) -> Option<usize> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|place| *place != Self::NOBODY)
+    }
 }
 
 impl Deferred {
@@ -37,8 +69,15 @@ pub async fn write(
     session: &mut dyn Session,
     traits: &Traits,
     deferred: &[Deferred],
+    at_work: &AtWork,
 ) -> Result<(), StoreError> {
     for run in deferred.chunk_by(Deferred::merges_with) {
+        match run {
+            [first, rest @ ..] if rest.iter().all(|one| one.place == first.place) => {
+                at_work.set(first.place);
+            }
+            _ => at_work.unset(),
+        }
         let touched = match write_rows(session, run).await? {
             Some(touched) => touched,
             None => write_chunks(session, traits, run).await?,

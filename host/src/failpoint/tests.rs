@@ -34,6 +34,8 @@ const LOOKS: &[&str] = &[
     "depth",
     "clock",
     "mark_holders",
+    "parked_apart",
+    "stuck_sessions",
     "consumers",
     "ledger_find",
     "ledger_page",
@@ -95,6 +97,10 @@ const EXEMPT: &[(&str, &str)] = &[
     (
         "host/watch.rs: mark calls consumer",
         "the caller passes after-register; a row that is there is read",
+    ),
+    (
+        "host/watch.rs: look calls settle_parked_apart",
+        "the rows are parked already; what it does not reach it does at the next look",
     ),
     (
         "host/start.rs: register calls note_retention",

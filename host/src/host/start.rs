@@ -23,7 +23,8 @@ use crate::sandbox::{Cache, Environment, LoadError, Sandbox, SandboxError, Sandb
 use crate::source::amqp::{Arguments, QueueError, prepare};
 use crate::store::{
     ConsumerRow, Dialect, HostId, Session, SessionOptions, Store, StoreError,
-    postgres::PostgresStore, sqlite::SqliteStore,
+    postgres::{self, PostgresStore},
+    sqlite::SqliteStore,
 };
 
 use super::watch;
@@ -255,6 +256,9 @@ pub async fn parts<'c>(
 /// Settings that contradict each other in the long run, as sentences for the operator.
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
+    if let StoreKind::Postgres { url } = &config.store.kind {
+        warnings.extend(postgres::line_warning(url.expose()));
+    }
     for consumer in &config.consumers {
         let name = &consumer.name;
         let retry = &consumer.retry;

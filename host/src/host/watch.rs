@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::config;
 use crate::consumer::{Consumer, rule_texts};
 use crate::http::Readiness;
-use crate::store::{ConsumerMarks, ConsumerRow, Mark, Session, Store, StoreError};
+use crate::store::{ConsumerMarks, ConsumerRow, Mark, Session, Store, StoreError, StuckSession};
 
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -81,6 +81,8 @@ pub(super) struct Watch {
     session: Option<Box<dyn Session>>,
     consumers: Vec<Watched>,
     readiness: Arc<Readiness>,
+    /// Sessions that do not end, as the log has told of them.
+    told: Vec<StuckSession>,
 }
 
 impl Watch {
@@ -96,6 +98,7 @@ impl Watch {
             session: Some(session),
             consumers,
             readiness,
+            told: Vec::new(),
         }
     }
 
@@ -152,7 +155,66 @@ impl Watch {
                 ),
             }
         }
+        let before = self.store.stuck_sessions();
+        let names = self
+            .consumers
+            .iter()
+            .flat_map(|watched| watched.consumer.session_names());
+        let names = names.collect::<Vec<_>>();
+        let found = session.upkeep().stuck_sessions(&names).await?;
+        let none_there = before.is_empty() && found.is_empty();
+        for watched in &self.consumers {
+            // Before those who wait for a session's end hear of it.
+            let consumer = &watched.consumer;
+            if none_there && !consumer.owes_fates.load(Ordering::Relaxed) {
+                continue;
+            }
+            consumer.owes_fates.store(true, Ordering::Relaxed);
+            let settled = session
+                .upkeep()
+                .settle_parked_apart(consumer.id, consumer.retention);
+            // One more look when they are gone: a message may have been parked since.
+            let owes = !settled.await? || !none_there;
+            consumer.owes_fates.store(owes, Ordering::Relaxed);
+        }
+        self.store.note_stuck(&before, found);
+        self.tell_of_stuck();
         Ok(())
+    }
+
+    /// Says in the log, in the metrics and to whoever asks for readiness which sessions do not end.
+    fn tell_of_stuck(&mut self) {
+        let stuck = self.store.stuck_sessions();
+        if stuck == self.told {
+            return;
+        }
+        for one in stuck.iter().filter(|one| !self.told.contains(one)) {
+            tracing::warn!(
+                session = %one.name, process = one.process, began = %one.began,
+                "A statement does not end, and the database does not end it; what its session has claimed stays \
+                 locked until the process is gone"
+            );
+        }
+        for one in self.told.iter().filter(|one| !stuck.contains(one)) {
+            tracing::info!(
+                session = %one.name, process = one.process,
+                "The session whose statement did not end is gone"
+            );
+        }
+        for watched in &self.consumers {
+            let names = watched.consumer.session_names();
+            let sessions = stuck.iter().filter(|one| names.contains(&one.name)).count();
+            let sessions = i64::try_from(sessions).unwrap_or(i64::MAX);
+            watched.consumer.metrics.stuck_sessions.set(sessions);
+        }
+        let notes = stuck.iter().map(|one| {
+            format!(
+                "the session {} (process {} of the database, since {}) is at a statement that does not end",
+                one.name, one.process, one.began
+            )
+        });
+        self.readiness.note(notes.collect());
+        self.told = stuck;
     }
 }
 

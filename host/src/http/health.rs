@@ -28,6 +28,8 @@ const COUNT_EVERY: Duration = Duration::from_secs(1);
 pub struct Readiness {
     consumers: Vec<Arc<Consumer>>,
     broken: Mutex<BTreeMap<String, String>>,
+    /// What keeps nobody from being ready and is to be known.
+    notes: Mutex<Vec<String>>,
 }
 
 impl Readiness {
@@ -35,7 +37,18 @@ impl Readiness {
         Self {
             consumers: consumers.collect(),
             broken: Mutex::default(),
+            notes: Mutex::default(),
         }
+    }
+
+    /// Replaces what is to be known beside the reasons.
+    pub fn note(&self, notes: Vec<String>) {
+        *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let notes = self.notes.lock();
+        notes.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A consumer has stopped for good.
@@ -87,6 +100,8 @@ struct Reason {
 struct Ready {
     ready: bool,
     reasons: Vec<Reason>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 struct Health {
@@ -135,7 +150,13 @@ async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(Ready { ready, reasons }))
+    let notes = health.readiness.notes();
+    let answer = Ready {
+        ready,
+        reasons,
+        notes,
+    };
+    (status, Json(answer))
 }
 
 async fn metrics_text(State(health): State<Arc<Health>>) -> impl IntoResponse {

@@ -68,14 +68,6 @@ impl Lane {
         Ok(batch)
     }
 
-    /// Runs a message whose key was in another transaction's hands.
-    pub(super) async fn try_later(&mut self, work: Work) -> Result<(), Ended> {
-        if work.alone {
-            return self.start_alone(work).await;
-        }
-        self.settle_one(work).await
-    }
-
     /// Runs a message that may have taken a host down: its start is on record before it runs.
     pub(super) async fn start_alone(&mut self, mut work: Work) -> Result<(), Ended> {
         let mut trouble = Backoff::for_servers();
@@ -106,7 +98,7 @@ impl Lane {
                 Err(error @ StoreError::LockTimeout(_)) if !self.consumer.is_strict() => {
                     self.note_outside(&error);
                     self.take_back().await;
-                    self.later.push(work);
+                    self.put_off(work);
                     return Ok(());
                 }
                 Err(error) => {
@@ -141,8 +133,9 @@ impl Lane {
                 if matches!(work.item.hold, Hold::Started(_)) {
                     work.item.hold = Hold::Nothing;
                 }
-                self.later.push(*work);
+                self.put_off(*work);
             }
+            Settled::Left => self.leave_start_behind(),
         }
         drop(leave);
         Ok(())

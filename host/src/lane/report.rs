@@ -66,6 +66,7 @@ impl Lane {
             Setback::Full => ("full", None),
             Setback::Busy(error) => ("busy", Some(error)),
             Setback::World(error) => ("world", Some(error)),
+            Setback::Stuck(_) => ("stuck", None),
             Setback::Ours(error) => ("ours", Some(error)),
         };
         self.count_setback(reason, error);

@@ -70,6 +70,9 @@ impl Work {
             preset: None,
             kept: false,
             in_doubt: false,
+            suspect: false,
+            put_off: false,
+            apart: None,
             received: Instant::now(),
         };
         Self {
@@ -96,6 +99,9 @@ impl Work {
             preset: None,
             kept: false,
             in_doubt: false,
+            suspect: false,
+            put_off: false,
+            apart: None,
             received: Instant::now(),
         };
         Self {
@@ -109,6 +115,12 @@ impl Work {
     /// nobody's.
     pub(super) fn is_forgotten(&self) -> bool {
         is_forgotten(&self.item, &self.origin)
+    }
+
+    /// Its partition, once it is known.
+    pub(super) fn partition(&self) -> Option<i64> {
+        let identity = self.item.identity.as_ref().ok()?;
+        (!identity.key.is_empty()).then_some(identity.partition)
     }
 
     /// Whether the ledger may know its key, and so save it from running alone.

@@ -4,6 +4,7 @@
 //! tests may use: each test makes a schema of its own there and drops it when it passes.
 
 mod guest;
+mod hostile;
 mod ledger;
 mod lines;
 mod outbox;

@@ -57,6 +57,10 @@ pub enum StoreError {
     #[error("{0}")]
     Unavailable(String),
 
+    /// The database does not end a statement of a handler although its time is over.
+    #[error("{0}")]
+    Unanswered(String),
+
     /// The database answers and cannot write: its disk is full, or it only reads. No message can be the reason.
     #[error("{0}")]
     Unwritable(String),
@@ -81,6 +85,7 @@ impl StoreError {
             | Self::TransactionLost(_)
             | Self::InDoubt(_)
             | Self::Unavailable(_)
+            | Self::Unanswered(_)
             | Self::Unwritable(_) => Class::World,
             Self::Unusable(_) | Self::Broken(_) => Class::Ours,
         }

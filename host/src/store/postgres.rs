@@ -16,65 +16,33 @@ mod outbox;
 mod rows;
 mod session;
 mod state;
+mod stuck;
 mod upkeep;
 mod waiting;
 mod warnings;
 
+use std::net::IpAddr;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sha2::{Digest, Sha256};
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 
 use self::errors::Refusal;
 use self::session::{CACHED_STATEMENTS, PostgresSession};
+use self::stuck::{GivenUp, Remains};
 use crate::failpoint::{self, Point};
 
-use super::{Dialect, Session, SessionOptions, Store, StoreError, Traits, migrate};
+use super::{Dialect, Session, SessionOptions, Store, StoreError, StuckSession, Traits, migrate};
 
 /// A Postgres database, and the schema of the tables in it.
 pub struct PostgresStore {
     connect: PgConnectOptions,
     schema: Arc<str>,
     options: SessionOptions,
-    abandoned: Abandoned,
-}
-
-/// Sessions that were given up in the middle of a statement. Their server processes may be at work for hours, and
-/// hold the claims of a batch meanwhile.
-type Abandoned = Arc<Mutex<Vec<Backend>>>;
-
-/// The server's side of a session.
-#[derive(Clone, PartialEq, Eq)]
-struct Backend {
-    /// The session's.
-    name: String,
-    pid: i32,
-    /// When it began: numbers of processes are used again.
-    began: String,
-}
-
-/// How long a new session waits for an abandoned one of its name to be gone.
-const ABANDONED_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What is left of a session that ends.
-struct Remains {
-    backend: Option<Backend>,
-    abandoned: Abandoned,
-}
-
-impl Remains {
-    /// The session was dropped without its connection.
-    fn abandon(&mut self) {
-        let mut abandoned = self
-            .abandoned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        abandoned.extend(self.backend.take());
-    }
+    given_up: GivenUp,
 }
 
 /// The number of the advisory lock that hosts migrate under. A random number, the same in every version.
@@ -90,7 +58,7 @@ impl PostgresStore {
     /// Reads the URL; connects only when a session is opened. `schema` was validated by the
     /// configuration: it is a plain lower case name.
     pub fn new(url: &str, schema: &str, options: SessionOptions) -> Result<Self, StoreError> {
-        let connect = PgConnectOptions::from_str(url)
+        let connect = options_of(url)
             .map_err(|error| StoreError::Unusable(format!("the URL of the store: {error}")))?
             .statement_cache_capacity(CACHED_STATEMENTS)
             .disable_statement_logging();
@@ -98,7 +66,7 @@ impl PostgresStore {
             connect,
             schema: schema.into(),
             options,
-            abandoned: Abandoned::default(),
+            given_up: GivenUp::default(),
         })
     }
 
@@ -121,6 +89,18 @@ impl PostgresStore {
                 version / 10_000
             )));
         }
+        let encoding = connection.fetch_one("SHOW server_encoding").await;
+        let encoding: String = encoding
+            .and_then(|row| row.try_get(0))
+            .map_err(unreachable)?;
+        if encoding != "UTF8" {
+            let database = self.connect.get_database().unwrap_or("of this role");
+            return Err(StoreError::Unusable(format!(
+                "the database {database} has the encoding {encoding}, which cannot hold what messages and handlers \
+                 write; hapax needs UTF8: CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8', and move the \
+                 tables there with pg_dump"
+            )));
+        }
         connection
             .execute(AssertSqlSafe(self.settings()))
             .await
@@ -132,49 +112,6 @@ impl PostgresStore {
                 .await;
         }
         Ok(connection)
-    }
-
-    /// The server's side of a fresh session, after those of its name that were given up have ended: whoever has the
-    /// new session finds nothing of theirs locked or undecided.
-    async fn take_over(
-        &self,
-        connection: &mut PgConnection,
-        name: &str,
-    ) -> Result<Backend, StoreError> {
-        while let Some(old) = self.abandoned(name) {
-            if !end(connection, &old).await.map_err(unreachable)? {
-                return Err(StoreError::Unavailable(format!(
-                    "the process {} of Postgres, a session that was given up, does not end",
-                    old.pid
-                )));
-            }
-            let mut abandoned = self
-                .abandoned
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            abandoned.retain(|one| *one != old);
-        }
-        let own = sqlx::query(
-            "SELECT pid, backend_start::text FROM pg_catalog.pg_stat_activity \
-             WHERE pid = pg_catalog.pg_backend_pid()",
-        )
-        .fetch_one(connection)
-        .await
-        .map_err(unreachable)?;
-        Ok(Backend {
-            name: name.to_owned(),
-            pid: own.try_get(0).map_err(unreachable)?,
-            began: own.try_get(1).map_err(unreachable)?,
-        })
-    }
-
-    /// A session of this name that was given up, and has not been seen to end.
-    fn abandoned(&self, name: &str) -> Option<Backend> {
-        let abandoned = self
-            .abandoned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        abandoned.iter().find(|old| old.name == name).cloned()
     }
 
     /// One round trip that makes a fresh session ours.
@@ -200,6 +137,7 @@ impl PostgresStore {
              SET tcp_keepalives_interval = 5;\n\
              SET tcp_keepalives_count = 3;\n\
              SET standard_conforming_strings = on;\n\
+             SET client_encoding = 'UTF8';\n\
              SET TimeZone = 'UTC';\n\
              SET jit = off;\n\
              SET search_path = \"{}\", public;",
@@ -261,24 +199,42 @@ impl PostgresStore {
     }
 }
 
-/// Ends another session of this role, and waits until it is gone. False when it does not go.
-async fn end(connection: &mut PgConnection, backend: &Backend) -> Result<bool, sqlx::Error> {
-    let started = Instant::now();
-    while started.elapsed() < ABANDONED_PATIENCE {
-        let there = sqlx::query(
-            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
-             WHERE pid = $1 AND backend_start::text = $2",
+/// What a URL of Postgres says. An IPv6 address stands in brackets there, and nowhere else.
+fn options_of(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    let options = PgConnectOptions::from_str(url)?;
+    let host = options.get_host();
+    let address = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    Ok(match address.map(str::to_owned) {
+        Some(address) => options.host(&address),
+        None => options,
+    })
+}
+
+/// What is to be said of how a URL protects the line to its server, for the operator. Nothing where the line does not
+/// leave the machine, or where it is encrypted in any case.
+pub fn line_warning(url: &str) -> Option<String> {
+    let options = options_of(url).ok()?;
+    let mode = match options.get_ssl_mode() {
+        PgSslMode::Disable => "disable",
+        PgSslMode::Allow => "allow",
+        PgSslMode::Prefer => "prefer",
+        PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull => return None,
+    };
+    let host = options.get_host();
+    let address = host.parse::<IpAddr>();
+    let is_here = options.get_socket().is_some()
+        || host.starts_with('/')
+        || host == "localhost"
+        || address.is_ok_and(|address| address.is_loopback());
+    (!is_here).then(|| {
+        format!(
+            "store: {host} is another machine, and sslmode is {mode}: messages can cross the network in plain text, \
+             and whoever answers is taken for the database; write sslmode=verify-full&sslrootcert=FILE into the \
+             URL, which alone makes sure of both"
         )
-        .bind(backend.pid)
-        .bind(&backend.began)
-        .fetch_optional(&mut *connection)
-        .await?;
-        if there.is_none() {
-            return Ok(true);
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(false)
+    })
 }
 
 /// Whatever keeps a session from being opened is the world's: passwords rotate and servers fail over
@@ -305,16 +261,28 @@ impl Store for PostgresStore {
 
     async fn session(&self, name: &str) -> Result<Box<dyn Session>, StoreError> {
         let mut connection = self.connect(name).await?;
-        let backend = self.take_over(&mut connection, name).await?;
-        Ok(Box::new(PostgresSession::new(
+        let (backend, stuck_before) = self.take_over(&mut connection, name).await?;
+        let remains = Remains {
+            backend: Some(backend),
+            given_up: self.given_up.clone(),
+        };
+        let mut session = PostgresSession::new(
             connection,
             Arc::clone(&self.schema),
             self.lock_class(),
-            Remains {
-                backend: Some(backend),
-                abandoned: Arc::clone(&self.abandoned),
-            },
-        )))
+            self.options,
+            remains,
+        );
+        session.stuck_before = stuck_before;
+        Ok(Box::new(session))
+    }
+
+    fn stuck_sessions(&self) -> Vec<StuckSession> {
+        self.given_up.left()
+    }
+
+    fn note_stuck(&self, before: &[StuckSession], found: Vec<StuckSession>) {
+        self.given_up.note(before, found);
     }
 
     async fn pending_migrations(&self) -> Result<Vec<String>, StoreError> {
@@ -369,5 +337,73 @@ impl Store for PostgresStore {
             );
         }
         Ok(warnings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_in_brackets_is_an_address() {
+        for (url, host) in [
+            ("postgres://u@[::1]:5433/db", "::1"),
+            ("postgres://u@[2001:db8::5]/db", "2001:db8::5"),
+            ("postgres://u@127.0.0.1/db", "127.0.0.1"),
+            ("postgres://u@db.example/db", "db.example"),
+            ("postgres://u@h/db?host=/run/postgresql", "/run/postgresql"),
+        ] {
+            let options = options_of(url).unwrap();
+            let socket = options.get_socket().map(|path| path.to_str().unwrap());
+            assert_eq!(socket.unwrap_or(options.get_host()), host, "{url}");
+        }
+    }
+
+    /// Whoever listens there is asked, and nobody else.
+    #[tokio::test]
+    async fn an_ipv6_address_reaches_what_it_names() {
+        let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else {
+            // A machine without IPv6.
+            return;
+        };
+        let url = format!(
+            "postgres://u@[::1]:{}/db?sslmode=disable",
+            listener.local_addr().unwrap().port()
+        );
+        let options = crate::store::SessionOptions {
+            statement_timeout: std::time::Duration::from_secs(1),
+            lock_timeout: std::time::Duration::from_secs(1),
+            idle_timeout: std::time::Duration::from_secs(1),
+        };
+        let store = PostgresStore::new(&url, "public", options).unwrap();
+        let (asked, _) = tokio::join!(
+            async { listener.accept().await.map(drop).is_ok() },
+            store.session("test")
+        );
+        assert!(asked);
+    }
+
+    #[test]
+    fn a_line_that_leaves_the_machine_unprotected_is_warned_of() {
+        let weak = [
+            "postgres://u:secret@db.example/shop",
+            "postgres://u:secret@10.0.0.7/shop?sslmode=prefer",
+            "postgres://u:secret@[2001:db8::5]/shop?sslmode=disable",
+        ];
+        for url in weak {
+            let warning = line_warning(url).expect(url);
+            assert!(warning.contains("sslmode=verify-full"), "{warning}");
+            assert!(!warning.contains("secret"), "{warning}");
+        }
+        for url in [
+            "postgres://u@localhost/shop",
+            "postgres://u@127.0.0.1/shop?sslmode=disable",
+            "postgres://u@[::1]/shop",
+            "postgres://u@/shop?host=/run/postgresql",
+            "postgres://u@db.example/shop?sslmode=require",
+            "postgres://u@db.example/shop?sslmode=verify-full",
+        ] {
+            assert_eq!(line_warning(url), None, "{url}");
+        }
     }
 }

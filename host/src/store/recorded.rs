@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, NamedColumn,
     OutboxDepth, OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, Store,
-    StoreError, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    StoreError, StuckSession, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 /// Something that a transaction did for a message.
@@ -111,6 +111,14 @@ impl Store for RecordedStore {
         }))
     }
 
+    fn stuck_sessions(&self) -> Vec<StuckSession> {
+        self.inner.stuck_sessions()
+    }
+
+    fn note_stuck(&self, before: &[StuckSession], found: Vec<StuckSession>) {
+        self.inner.note_stuck(before, found);
+    }
+
     async fn pending_migrations(&self) -> Result<Vec<String>, StoreError> {
         self.inner.pending_migrations().await
     }
@@ -152,6 +160,10 @@ impl Recorded {
 
 #[async_trait]
 impl Session for Recorded {
+    fn stuck_before(&self) -> Option<StuckSession> {
+        self.inner.stuck_before()
+    }
+
     async fn begin(&mut self) -> Result<(), StoreError> {
         self.record = Record::default();
         if !self.open {
@@ -473,6 +485,15 @@ impl Session for Recorded {
     ) -> Result<Option<WaitingRow>, StoreError> {
         self.step().await;
         self.inner.waiting_lock(consumer, id).await
+    }
+
+    async fn parked_apart(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[Vec<u8>],
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.step().await;
+        self.inner.parked_apart(consumer, ids).await
     }
 
     async fn waiting_delete(

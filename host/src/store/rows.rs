@@ -22,6 +22,17 @@ pub struct ConsumerRow {
     pub horizon: Option<i64>,
 }
 
+/// A session whose statement the database does not end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StuckSession {
+    /// Its name, as its lane has it.
+    pub name: String,
+    /// The number of the server's process.
+    pub process: i32,
+    /// When the process began, as the server says it: numbers are used again.
+    pub began: String,
+}
+
 /// The fate of a key. The numbers are in the table and do not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(i16)]

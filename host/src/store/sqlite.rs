@@ -13,6 +13,7 @@ mod ledger;
 mod lock;
 mod marks;
 mod outbox;
+mod place;
 mod queues;
 mod rows;
 mod session;
@@ -27,6 +28,7 @@ use async_trait::async_trait;
 
 use self::connection::Shared;
 use self::lock::ProcessLock;
+use self::place::DatabaseFile;
 use self::session::SqliteSession;
 use super::{Dialect, Session, SessionOptions, Store, StoreError, Traits, migrate};
 
@@ -51,7 +53,12 @@ impl SqliteStore {
         let (lock, real_path) = ProcessLock::take(path)?;
         let value_bytes = i32::try_from(value_bytes).unwrap_or(i32::MAX);
         Ok(Self {
-            shared: Arc::new(Shared::new(real_path, options, value_bytes, lock)),
+            shared: Arc::new(Shared::new(
+                DatabaseFile::at(real_path)?,
+                options,
+                value_bytes,
+                lock,
+            )),
         })
     }
 }

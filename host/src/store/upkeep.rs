@@ -4,9 +4,13 @@
 //! operators agree by [`Mark`]s that a session holds for as long as it lives, so that a host that is killed
 //! is known to be gone without a clock.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
-use super::{ClaimRule, ConsumerId, Fate, OutboxRecord, Status, StoreError, WaitingRow};
+use super::{
+    ClaimRule, ConsumerId, Fate, OutboxRecord, Status, StoreError, StuckSession, WaitingRow,
+};
 
 /// What a host works by, as others can see it. Any number of sessions may hold the same mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -151,6 +155,26 @@ pub trait Upkeep: Send {
 
     /// Takes a mark for this session alone, until the session ends: true when nobody held it.
     async fn seize_mark(&mut self, mark: Mark) -> Result<bool, StoreError>;
+
+    // ---- sessions that do not end ----------------------------------------------------------------
+
+    /// Which sessions are at a statement that does not end: those that were left behind and are still there, and
+    /// those of these names that are at one for longer than any may take, also of a host that is gone.
+    async fn stuck_sessions(&mut self, names: &[String]) -> Result<Vec<StuckSession>, StoreError> {
+        let _ = names;
+        Ok(Vec::new())
+    }
+
+    /// Gives the keys of messages that were parked beside them (`sql-unstoppable`) the fate `parked`, where no
+    /// session holds the key any more. True when no such message is left without the fate of its key.
+    async fn settle_parked_apart(
+        &mut self,
+        consumer: ConsumerId,
+        retention: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        let _ = (consumer, retention);
+        Ok(true)
+    }
 
     // ---- consumers -------------------------------------------------------------------------------
 

@@ -357,6 +357,9 @@ impl Stage {
             preset: None,
             kept: false,
             in_doubt: false,
+            suspect: false,
+            put_off: false,
+            apart: None,
             received: Instant::now(),
         }];
         for _ in 0..MAX_PASSES {
@@ -368,6 +371,11 @@ impl Stage {
             match attempt.await {
                 Ok(mut committed) => return Ok(committed.verdicts.remove(0)),
                 Err(Setback::Again | Setback::Isolate) => {}
+                Err(Setback::Stuck(_)) => {
+                    return Err(Error::failed(
+                        "a statement does not end, whatever the database is told",
+                    ));
+                }
                 Err(Setback::Full) => return Err(Error::failed("the line of the message is full")),
                 Err(
                     Setback::Split(error)

@@ -62,6 +62,7 @@ impl Host for Guest {
             statement,
             parameters,
             answered: false,
+            place: 0,
         });
         Ok(())
     }

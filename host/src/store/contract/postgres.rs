@@ -3,13 +3,15 @@
 mod guest;
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Executor};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 
 use super::{Fixture, eventually, message, on_a_server};
+use crate::failure::code;
 use crate::store::postgres::PostgresStore;
-use crate::store::{HostId, OutboxRow, Session, Store, StoreError, Value};
+use crate::store::{Fate, HostId, OutboxRow, Session, Status, Store, StoreError, Value};
 
 on_a_server! {
     a_dead_transaction_refuses_the_commit_that_is_sent
@@ -24,6 +26,9 @@ on_a_server! {
     the_role_cannot_weaken_a_session
     two_schemas_do_not_share_their_hosts
     what_a_given_up_session_holds_is_free_for_the_next_of_its_name
+    a_database_of_another_encoding_is_refused_with_the_way_out
+    statements_that_are_kept_prepared_are_bounded_in_bytes
+    a_message_that_was_parked_beside_its_key_gets_its_fate_when_the_key_is_free
 }
 
 async fn rows(session: &mut dyn Session, statement: &str, parameters: &[Value]) -> Vec<Vec<Value>> {
@@ -52,6 +57,100 @@ async fn a_dead_transaction_refuses_the_commit_that_is_sent(fixture: &Fixture) {
         .execute("COMMIT")
         .await
         .expect("Postgres answers a plain COMMIT as if all was well");
+}
+
+async fn a_database_of_another_encoding_is_refused_with_the_way_out(fixture: &Fixture) {
+    let url = fixture.postgres_url.as_ref().unwrap();
+    let options = PgConnectOptions::from_str(url).unwrap();
+    let mut connection = options.connect().await.unwrap();
+    let name = format!("{}_latin1", fixture.name);
+    let create = format!(
+        "CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
+    );
+    connection.execute(AssertSqlSafe(create)).await.unwrap();
+    let (server, _) = url.rsplit_once('/').unwrap();
+    let store = PostgresStore::new(&format!("{server}/{name}"), "public", super::OPTIONS).unwrap();
+    let answers = [
+        store.session("test").await.map(|_| ()).unwrap_err(),
+        store.pending_migrations().await.unwrap_err(),
+        store.warnings().await.unwrap_err(),
+    ];
+    for error in answers {
+        let StoreError::Unusable(why) = error else {
+            panic!("{error:?}");
+        };
+        assert!(
+            why.contains("has the encoding LATIN1") && why.contains("ENCODING 'UTF8'"),
+            "{why}"
+        );
+    }
+    let drop = format!("DROP DATABASE {name} WITH (FORCE)");
+    connection.execute(AssertSqlSafe(drop)).await.unwrap();
+}
+
+/// Each of them takes a hundred times its length in the server's process, which keeps it for as long as the session.
+async fn statements_that_are_kept_prepared_are_bounded_in_bytes(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    let statement = |number: usize| {
+        let list = vec!["7"; 8_000].join(",");
+        format!("SELECT {number} WHERE 7 IN ({list})")
+    };
+    for number in 0..100 {
+        let answer = rows(&mut *session, &statement(number), &[]).await;
+        assert_eq!(answer.len(), 1);
+    }
+    let kept = "SELECT coalesce(sum(length(statement)), 0)::bigint FROM pg_prepared_statements";
+    let kept = rows(&mut *session, kept, &[]).await;
+    let [Value::S64(bytes)] = kept[0][..] else {
+        panic!("{kept:?}");
+    };
+    // The host's own are few and short.
+    assert!(
+        bytes < (1 << 20) - (1 << 18),
+        "{bytes} bytes of statements are kept"
+    );
+    // In the middle of a transaction nothing but the time is lost by it.
+    session.begin().await.unwrap();
+    for number in 0..100 {
+        session.execute(&statement(number), &[]).await.unwrap();
+    }
+    assert!(session.alive().await);
+    session.commit().await.unwrap();
+}
+
+/// As long as a session that does not end has the key, it cannot be given a fate; afterwards no copy runs.
+async fn a_message_that_was_parked_beside_its_key_gets_its_fate_when_the_key_is_free(
+    fixture: &Fixture,
+) {
+    let consumer = fixture.consumer().await;
+    let mut stuck = fixture.session().await;
+    stuck.begin().await.unwrap();
+    let claimed = stuck
+        .claim(super::rule(consumer), &[super::claim(b"k")])
+        .await;
+    assert_eq!(claimed.unwrap(), [true]);
+
+    let mut session = fixture.session().await;
+    let mut row = super::waiting(b"k", Status::Parked);
+    row.code = code::SQL_UNSTOPPABLE.to_string();
+    let other = super::waiting(b"other", Status::Parked);
+    let rows = [(row, Duration::ZERO), (other, Duration::ZERO)];
+    session.waiting_put(consumer, &rows).await.unwrap();
+    let ids = [b"k".to_vec(), b"other".to_vec()];
+    let apart = session.parked_apart(consumer, &ids).await.unwrap();
+    assert_eq!(apart, [b"k"]);
+    let retention = Some(Duration::from_secs(3600));
+    let settled = session.upkeep().settle_parked_apart(consumer, retention);
+    assert!(!settled.await.unwrap(), "the key is locked");
+
+    stuck.rollback().await.unwrap();
+    for _ in 0..2 {
+        let settled = session.upkeep().settle_parked_apart(consumer, retention);
+        assert!(settled.await.unwrap());
+    }
+    let entries = session.entries(consumer, &[b"k", b"other"]).await.unwrap();
+    assert_eq!(entries[0].as_ref().unwrap().fate, Fate::Parked);
+    assert!(entries[1].is_none(), "that is another failure");
 }
 
 async fn backend(session: &mut dyn Session) -> Value {

@@ -77,6 +77,55 @@ async fn what_was_committed_is_there_after_a_restart() {
     fixture.remove().await;
 }
 
+/// The file that everybody has is not the one that is written: whoever commits must not acknowledge.
+#[tokio::test]
+async fn a_file_that_was_moved_replaced_or_deleted_ends_all_use_of_it() {
+    type Trouble = fn(&std::path::Path);
+    let moved: Trouble = |file| std::fs::rename(file, file.with_extension("moved")).unwrap();
+    let deleted: Trouble = |file| std::fs::remove_file(file).unwrap();
+    let replaced: Trouble = |file| {
+        let copy = file.with_extension("copy");
+        std::fs::copy(file, &copy).unwrap();
+        std::fs::rename(copy, file).unwrap();
+    };
+    let log: Trouble = |file| std::fs::remove_file(file.with_extension("db-wal")).unwrap();
+    let index: Trouble = |file| std::fs::remove_file(file.with_extension("db-shm")).unwrap();
+    for trouble in [moved, deleted, replaced, log, index] {
+        let fixture = Fixture::sqlite().await;
+        let consumer = fixture.consumer().await;
+        let (mut busy, mut idle) = (fixture.session().await, fixture.session().await);
+        super::commit_keys(&mut *busy, consumer, &[b"before"]).await;
+        busy.begin().await.unwrap();
+        busy.claim(rule(consumer), &[claim(b"k")]).await.unwrap();
+        busy.finish(consumer, &[b"k"]).await.unwrap();
+        trouble(&fixture.directory.as_ref().unwrap().join("hapax.db"));
+        let said = |error: StoreError| match error {
+            StoreError::Unusable(why) => assert!(why.contains("put the database back"), "{why}"),
+            error => panic!("{error:?}"),
+        };
+        said(busy.commit().await.unwrap_err());
+        busy.rollback().await.unwrap();
+        said(busy.begin().await.unwrap_err());
+        said(idle.ping().await.unwrap_err());
+        drop((busy, idle));
+        fixture.remove().await;
+    }
+}
+
+/// Programs of statements share a bounded heap with everything else.
+#[tokio::test]
+async fn statements_that_are_kept_prepared_leave_room_for_others() {
+    let fixture = Fixture::sqlite().await;
+    let mut session = fixture.session().await;
+    for number in 0..400 {
+        let list = vec!["7"; 25_000].join(",");
+        let statement = format!("SELECT {number} WHERE 7 IN ({list})");
+        let rows = session.query(&statement, &[], 10, 1_000).await.unwrap();
+        assert_eq!(rows.rows.len(), 1);
+    }
+    fixture.remove().await;
+}
+
 /// A transaction with a claim in it, and the statement of a guest that ends it: the next statements
 /// would commit by themselves, without the claim.
 async fn ends_the_transaction(fixture: &Fixture, prepare: &[&str], statement: &str) {

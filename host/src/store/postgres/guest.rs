@@ -132,7 +132,7 @@ impl PostgresSession {
         };
         let mut bytes = 0;
         let mut refused = None;
-        let mut connection = self.lend()?;
+        let mut connection = self.lend_to_guest()?;
         let read = async {
             let query = sqlx::query_with(prepared.sql().clone(), arguments);
             let mut stream = query.fetch(&mut connection);
@@ -165,7 +165,7 @@ impl PostgresSession {
             }
             Ok(())
         };
-        let read = read.await;
+        let read = self.answered(read).await?;
         if let Err(error) = self.back(connection, read) {
             return Err(self.answer_of_bounded(error.guests(), max_bytes));
         }
@@ -206,10 +206,9 @@ impl PostgresSession {
             prepared = self.prepare(&text).await?;
         }
         let arguments = arguments(&prepared, parameters)?;
-        let mut connection = self.lend()?;
-        let result = sqlx::query_with(prepared.sql().clone(), arguments)
-            .execute(&mut connection)
-            .await;
+        let mut connection = self.lend_to_guest()?;
+        let result = sqlx::query_with(prepared.sql().clone(), arguments).execute(&mut connection);
+        let result = self.answered(result).await?;
         self.back(connection, result)
             .map(|done| done.rows_affected())
             .map_err(Refusal::guests)
@@ -217,10 +216,11 @@ impl PostgresSession {
 
     /// One round trip for a text that the connection has not seen lately, else none.
     pub(super) async fn prepare(&mut self, statement: &str) -> Result<PgStatement, StoreError> {
-        let mut connection = self.lend()?;
-        let result = connection
-            .prepare(AssertSqlSafe(statement).into_sql_str())
-            .await;
+        self.keep(statement).await?;
+        // Its literals are read by their types' own functions.
+        let mut connection = self.lend_to_guest()?;
+        let result = connection.prepare(AssertSqlSafe(statement).into_sql_str());
+        let result = self.answered(result).await?;
         self.back(connection, result).map_err(Refusal::guests)
     }
 }

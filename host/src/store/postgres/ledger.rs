@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::session::{PgQuery, PostgresSession, column};
+use super::stuck::SHORT_LOCK;
 use crate::store::stored::{broken, timestamp_seconds};
 use crate::store::{
     Claim, ClaimRule, ConsumerId, Entry, Fate, Finished, Session, Settlement, Start, StoreError,
@@ -306,6 +307,24 @@ impl PostgresSession {
         first: bool,
     ) -> Result<Start, StoreError> {
         self.outside()?;
+        let hurried = self.remains.given_up.any_left();
+        if hurried {
+            self.wait_for_rows(SHORT_LOCK).await?;
+        }
+        let started = self.upsert_start(rule, claim, first).await;
+        if hurried && !matches!(started, Err(StoreError::Unavailable(_))) {
+            let usual = self.lock_timeout;
+            self.wait_for_rows(usual).await?;
+        }
+        started
+    }
+
+    async fn upsert_start(
+        &mut self,
+        rule: ClaimRule<'_>,
+        claim: Claim<'_>,
+        first: bool,
+    ) -> Result<Start, StoreError> {
         // The row can go between the two statements; it does not go again and again.
         for _ in 0..8 {
             let upsert = self

@@ -10,6 +10,7 @@ use sqlx::postgres::{PgArguments, PgStatement};
 use sqlx::{Arguments, AssertSqlSafe, Either, Statement};
 
 use super::encode::{Encoded, base, encode, oid, refuse};
+use super::errors::Refusal;
 use super::session::PostgresSession;
 use crate::store::stored::{STATEMENT_BYTES, split};
 use crate::store::{RowsInsert, StoreError, Value};
@@ -65,13 +66,13 @@ impl PostgresSession {
     }
 
     async fn run(&mut self, text: &str, arguments: PgArguments) -> Result<u64, StoreError> {
-        let mut connection = self.lend()?;
-        let result = sqlx::query_with(AssertSqlSafe(text), arguments)
-            .execute(&mut connection)
-            .await;
+        self.keep(text).await?;
+        let mut connection = self.lend_to_guest()?;
+        let result = sqlx::query_with(AssertSqlSafe(text), arguments).execute(&mut connection);
+        let result = self.answered(result).await?;
         self.back(connection, result)
             .map(|done| done.rows_affected())
-            .map_err(|refusal| refusal.error)
+            .map_err(Refusal::guests)
     }
 }
 

@@ -9,16 +9,18 @@ mod calls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lru::LruCache;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, Row};
 
-use super::Remains;
 use super::errors::Refusal;
 use super::ledger::Claims;
-use crate::store::{Session, StoreError};
+use super::stuck::{GRACE, Remains};
+use crate::store::kept::KeptTexts;
+use crate::store::{Session, SessionOptions, StoreError, StuckSession};
 
 pub(super) type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
@@ -42,18 +44,25 @@ pub(super) struct PostgresSession {
     /// A table under a prepared statement has changed: prepare all of them again.
     pub(super) stale_plans: bool,
     schema: Arc<str>,
+    kept: KeptTexts,
     /// By a guest's statement, the one that runs in its place.
     pub(super) bounded: LruCache<String, Option<Arc<str>>>,
     /// Statements with the schema written into them.
     texts: HashMap<&'static str, Arc<str>>,
     pub(super) lock_class: i32,
-    remains: Remains,
+    pub(super) statement_timeout: Duration,
+    pub(super) lock_timeout: Duration,
+    /// What the connection was lent for was a handler's.
+    guests: bool,
+    /// The session of this name before this one, if it does not end.
+    pub(super) stuck_before: Option<StuckSession>,
+    pub(super) remains: Remains,
 }
 
 impl Drop for PostgresSession {
     fn drop(&mut self) {
         if self.connection.is_none() {
-            self.remains.abandon();
+            self.remains.abandon(self.guests);
         }
     }
 }
@@ -63,9 +72,14 @@ impl PostgresSession {
         connection: PgConnection,
         schema: Arc<str>,
         lock_class: i32,
+        options: SessionOptions,
         remains: Remains,
     ) -> Self {
         Self {
+            statement_timeout: options.statement_timeout,
+            lock_timeout: options.lock_timeout,
+            guests: false,
+            stuck_before: None,
             remains,
             connection: Some(connection),
             lost: "the session was given up in the middle of a statement".to_owned(),
@@ -75,6 +89,7 @@ impl PostgresSession {
             claims: Claims::default(),
             stale_plans: false,
             schema,
+            kept: KeptTexts::default(),
             bounded: LruCache::new(
                 std::num::NonZeroUsize::new(CACHED_STATEMENTS).expect("it is not zero"),
             ),
@@ -106,9 +121,47 @@ impl PostgresSession {
     /// Lends the connection for one statement, unless the transaction is dead.
     pub(super) fn lend(&mut self) -> Result<PgConnection, StoreError> {
         self.usable()?;
+        self.guests = false;
         self.connection
             .take()
             .ok_or_else(|| StoreError::Unavailable(self.lost.clone()))
+    }
+
+    /// Lends the connection for a statement of a handler, which the server may not be able to end.
+    pub(super) fn lend_to_guest(&mut self) -> Result<PgConnection, StoreError> {
+        let connection = self.lend()?;
+        self.guests = true;
+        Ok(connection)
+    }
+
+    /// Waits for the answer to a handler's statement, and not for longer than the server may take to end it. Without
+    /// an answer the connection is lost with what runs on it.
+    pub(super) async fn answered<T>(
+        &mut self,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, StoreError> {
+        if self.statement_timeout.is_zero() {
+            return Ok(answer.await);
+        }
+        let longest = self.statement_timeout + GRACE;
+        tokio::time::timeout(longest, answer).await.map_err(|_| {
+            self.failed |= self.open;
+            self.lost = format!(
+                "the server has not ended a statement of the handler {GRACE:?} after its timeout"
+            );
+            StoreError::Unanswered(self.lost.clone())
+        })
+    }
+
+    /// Makes room for a statement of a handler that is prepared next.
+    pub(super) async fn keep(&mut self, statement: &str) -> Result<(), StoreError> {
+        if !self.kept.note(statement) {
+            return Ok(());
+        }
+        self.bounded.clear();
+        let mut connection = self.lend()?;
+        let cleared = connection.clear_cached_statements().await;
+        self.back(connection, cleared).map_err(Refusal::own)
     }
 
     fn why_over(&self) -> String {
@@ -216,6 +269,7 @@ impl PostgresSession {
         let mut result = connection.execute(AssertSqlSafe(command)).await.map(|_| ());
         if result.is_ok() && std::mem::take(&mut self.stale_plans) {
             self.bounded.clear();
+            self.kept.clear();
             result = connection.clear_cached_statements().await;
         }
         match result {

@@ -1,5 +1,7 @@
 //! The statements that operators need, and the advisory locks that are the marks of hosts.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
@@ -11,7 +13,8 @@ use super::session::{PostgresSession, column};
 use crate::store::stored::{broken, text};
 use crate::store::{
     ClaimRule, ConsumerId, ConsumerMarks, Fate, JOURNAL_ENTRIES, JournalEntry, LedgerPage,
-    LedgerRecord, Mark, OutboxFilter, OutboxListing, Pause, StoreError, Upkeep, WaitingFilter,
+    LedgerRecord, Mark, OutboxFilter, OutboxListing, Pause, StoreError, StuckSession, Upkeep,
+    WaitingFilter,
 };
 
 /// In the order in which `ledger_record` reads them.
@@ -55,6 +58,18 @@ impl Upkeep for PostgresSession {
         let row = self.row(select).await?;
         let row = row.ok_or_else(|| StoreError::Broken("the clock has no answer".to_owned()))?;
         Ok(micros(column(&row, 0)?))
+    }
+
+    async fn stuck_sessions(&mut self, names: &[String]) -> Result<Vec<StuckSession>, StoreError> {
+        self.find_stuck(names).await
+    }
+
+    async fn settle_parked_apart(
+        &mut self,
+        consumer: ConsumerId,
+        retention: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        self.settle_apart(consumer, retention).await
     }
 
     async fn hold_mark(&mut self, mark: Mark) -> Result<(), StoreError> {

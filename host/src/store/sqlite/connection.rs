@@ -4,7 +4,7 @@
 //! statement would commit alone. Its rollback hook is called then and only then (and on ROLLBACK), so it is
 //! the exact answer to whether the transaction lives, and every statement asks it first.
 
-use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,28 +17,33 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr, Sqlite};
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::timeout;
 
 use super::bounds;
 use super::errors::Refusal;
 use super::guest::Described;
 use super::lock::ProcessLock;
 use super::marks::Marks;
+use super::place::DatabaseFile;
 use crate::failpoint::{self, Point};
+use crate::store::kept::KeptTexts;
 use crate::store::{Dialect, SessionOptions, StoreError, migrate};
 
 pub(super) type SqliteQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
 
 /// What the sessions of a store share.
 pub(super) struct Shared {
-    path: PathBuf,
     options: SessionOptions,
     slot: Arc<Mutex<Slot>>,
+    /// Somebody waits for the connection for longer than all is well, and it was said.
+    waits: AtomicBool,
     pub(super) marks: Marks,
     _lock: ProcessLock,
 }
 
 /// The place of the connection.
 pub(super) struct Slot {
+    file: DatabaseFile,
     connection: Option<SqliteConnection>,
     /// A transaction was begun and not ended by us.
     open: bool,
@@ -50,6 +55,7 @@ pub(super) struct Slot {
     value_bytes: i32,
     /// Values are shorter for now.
     short: bool,
+    kept: KeptTexts,
     pub(super) described: LruCache<String, Arc<Described>>,
 }
 
@@ -89,14 +95,18 @@ const STEPS: i32 = 10_000;
 
 const CACHED_STATEMENTS: usize = 512;
 
+/// A wait for the connection that is told of.
+const LONG_WAIT: Duration = Duration::from_secs(10);
+
 impl Shared {
     pub fn new(
-        path: PathBuf,
+        file: DatabaseFile,
         options: SessionOptions,
         value_bytes: i32,
         lock: ProcessLock,
     ) -> Self {
         let slot = Slot {
+            file,
             connection: None,
             open: false,
             ended: Arc::new(AtomicBool::new(false)),
@@ -107,14 +117,15 @@ impl Shared {
             statement_timeout: options.statement_timeout,
             value_bytes,
             short: false,
+            kept: KeptTexts::default(),
             described: LruCache::new(
                 std::num::NonZeroUsize::new(CACHED_STATEMENTS).expect("it is not zero"),
             ),
         };
         Self {
-            path,
             options,
             slot: Arc::new(Mutex::new(slot)),
+            waits: AtomicBool::new(false),
             marks: Marks::default(),
             _lock: lock,
         }
@@ -122,11 +133,31 @@ impl Shared {
 
     /// Waits for the connection. It is open, and without a transaction.
     pub async fn lock(&self) -> Result<OwnedMutexGuard<Slot>, StoreError> {
+        let mut taken = pin!(self.take());
+        if let Ok(taken) = timeout(LONG_WAIT, &mut taken).await {
+            return taken;
+        }
+        if !self.waits.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                waited_seconds = LONG_WAIT.as_secs(),
+                "SQLite's connection is in use, and every consumer waits for it: a transaction is long, or one call of \
+                 a function is, which nothing interrupts"
+            );
+        }
+        let taken = taken.await;
+        if self.waits.swap(false, Ordering::Relaxed) {
+            tracing::info!("SQLite's connection is free again");
+        }
+        taken
+    }
+
+    async fn take(&self) -> Result<OwnedMutexGuard<Slot>, StoreError> {
         let mut slot = Arc::clone(&self.slot).lock_owned().await;
         if slot.open {
             // A session was dropped inside its transaction.
             slot.rollback().await;
         }
+        slot.file.check()?;
         if slot.connection.is_none() {
             let connection = self
                 .connect(&slot)
@@ -134,14 +165,19 @@ impl Shared {
                 .map_err(|error| Refusal::of(error).own())?;
             slot.connection = Some(connection);
             slot.short = false;
+            slot.kept.clear();
+            slot.file.note_log();
+            // It was opened by its path.
+            slot.file.check()?;
         }
         Ok(slot)
     }
 
     async fn connect(&self, slot: &Slot) -> Result<SqliteConnection, sqlx::Error> {
         let mut connection = SqliteConnectOptions::new()
-            .filename(&self.path)
-            .create_if_missing(true)
+            .filename(slot.file.path())
+            // Whoever opened the store has made it; what is missing now is gone.
+            .create_if_missing(false)
             .busy_timeout(self.options.lock_timeout)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
@@ -167,6 +203,8 @@ impl Shared {
             at == NEVER || deadline.start.elapsed().as_micros() < u128::from(at)
         });
         drop(handle);
+        // The log is opened when something is read for the first time.
+        connection.execute("SELECT 1 FROM sqlite_schema").await?;
         Ok(connection)
     }
 }
@@ -255,6 +293,16 @@ impl Slot {
         Ok(())
     }
 
+    /// Makes room for a statement of a handler that is prepared next.
+    pub async fn keep(&mut self, statement: &str) -> Result<(), StoreError> {
+        if !self.kept.note(statement) {
+            return Ok(());
+        }
+        self.described.clear();
+        let cleared = sqlx::Connection::clear_cached_statements(self.usable()?).await;
+        cleared.map_err(|error| self.refusal(error).own())
+    }
+
     fn unlimited(&self) {
         self.deadline.at.store(NEVER, Ordering::Relaxed);
     }
@@ -282,7 +330,7 @@ impl Slot {
         let result = self.usable()?.execute("COMMIT").await;
         let Err(error) = result else {
             self.open = false;
-            return Ok(());
+            return self.file.check();
         };
         let refusal = Refusal::of(error);
         match refusal.error {

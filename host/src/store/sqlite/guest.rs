@@ -136,6 +136,7 @@ impl Slot {
 
     async fn describe(&mut self, statement: &str) -> Result<Arc<Described>, StoreError> {
         self.usable()?;
+        self.keep(statement).await?;
         if let Some(described) = self.described.get(statement) {
             return Ok(Arc::clone(described));
         }

@@ -7,15 +7,20 @@ use async_trait::async_trait;
 use sqlx::{Connection, Executor};
 
 use super::{BEGIN, PostgresSession, Refusal};
+use crate::store::postgres::stuck::SHORT_LOCK;
 use crate::store::postgres::warnings::listening;
 use crate::store::{
     Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, NamedColumn,
     OutboxDepth, OutboxRecord, OutboxRow, Rows, RowsInsert, Session, Settlement, Start, Status,
-    StoreError, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    StoreError, StuckSession, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 #[async_trait]
 impl Session for PostgresSession {
+    fn stuck_before(&self) -> Option<StuckSession> {
+        self.stuck_before.clone()
+    }
+
     async fn ping(&mut self) -> Result<(), StoreError> {
         let mut connection = self.lend()?;
         let result = connection.ping().await;
@@ -24,7 +29,15 @@ impl Session for PostgresSession {
 
     async fn begin(&mut self) -> Result<(), StoreError> {
         self.outside()?;
-        self.command(BEGIN.to_owned()).await?;
+        // What a session that does not end holds, is held for long: whoever meets it comes again later.
+        let begin = match self.remains.given_up.any_left() {
+            true => format!(
+                "{BEGIN}; SET LOCAL lock_timeout = {}",
+                SHORT_LOCK.as_millis()
+            ),
+            false => BEGIN.to_owned(),
+        };
+        self.command(begin).await?;
         self.open = true;
         Ok(())
     }
@@ -251,6 +264,14 @@ impl Session for PostgresSession {
         id: &[u8],
     ) -> Result<Option<WaitingRow>, StoreError> {
         self.lock_waiting(consumer, id).await
+    }
+
+    async fn parked_apart(
+        &mut self,
+        consumer: ConsumerId,
+        ids: &[Vec<u8>],
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.find_parked_apart(consumer, ids).await
     }
 
     async fn waiting_delete(
