@@ -10,7 +10,7 @@ use crate::Checked;
 use crate::support::place::Place;
 
 /// What goes wrong elsewhere, and which tests are about it.
-const TRAPS: [(&str, &[&str]); 18] = [
+const TRAPS: [(&str, &[&str]); 20] = [
     (
         "a redelivery after a reconnect runs the handler twice",
         &[
