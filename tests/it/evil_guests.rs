@@ -160,6 +160,43 @@ pub async fn stderr_flood(place: &Place, scene: Scene) -> Checked {
     Ok(())
 }
 
+/// In the log as people read it, each line is the host's own, and nothing in it does anything to a terminal.
+pub async fn forged_log(place: &Place, scene: Scene) -> Checked {
+    let ground = Ground::new(place, scene, "forged_log")?.text_log();
+    let aftermath = ground.run(&[json!("reject")], "rejected").await?;
+    let log = &aftermath.log;
+    for said in ["forged line", "OWNED"] {
+        // The handler's line, its field, both outputs, and the reason of the rejection.
+        ensure!(log.matches(said).count() >= 5, "{said}: {log}");
+    }
+    let steers = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+    ensure!(!log.contains(steers), "{log:?}");
+    for line in log.lines() {
+        let forged = line.starts_with("FORGED") || line.starts_with("2026-01-01");
+        ensure!(!forged, "{line}");
+    }
+    Ok(())
+}
+
+/// The host goes on, and says once what it refused.
+pub async fn hostile_debug_information(place: &Place, scene: Scene) -> Checked {
+    let ground = Ground::new(place, scene, "hostile_debug_information")?;
+    let sins = [json!(true), json!(true)];
+    let aftermath = ground.limits(UNHURRIED).run(&sins, "trap").await?;
+    let said = aftermath
+        .log
+        .matches("Debug information of a plugin was refused")
+        .count();
+    ensure!(said == 1, "said {said} times: {}", aftermath.log);
+    for parked in &aftermath.parked {
+        ensure!(
+            parked.backtrace.contains("(debug information was refused"),
+            "{parked:?}"
+        );
+    }
+    Ok(())
+}
+
 /// Somebody listens where the guest calls, so that a call that got through would be seen.
 pub async fn open_socket(place: &Place, scene: Scene) -> Checked {
     let listener = TcpListener::bind("127.0.0.1:0")?;

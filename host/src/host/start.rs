@@ -308,6 +308,7 @@ pub fn sandbox(config: &Config) -> Result<Arc<Sandbox>, SandboxError> {
             .max()
             .unwrap_or_default(),
         metered: false,
+        compile_timeout: config.host.compile_timeout,
     })
 }
 
