@@ -60,11 +60,25 @@ sins! {
     spin: "cpu-limit";
     spin_in_host_calls: "cpu-limit";
     memory_bomb: "memory-limit";
-    recursion: "trap";
     outbox_flood: "outbox-limit";
     ten_thousand_statements: "sql-limit";
     huge_row_set: "sql-limit";
     huge_statement: "sql-refused";
+}
+
+/// The place in the sources is named, too.
+pub async fn recursion(place: &Place, scene: Scene) -> Checked {
+    let aftermath = run(place, scene, "recursion", "trap").await?;
+    let [parked] = aftermath.parked.as_slice() else {
+        anyhow::bail!("not one parked message: {:?}", aftermath.parked);
+    };
+    ensure!(
+        parked
+            .backtrace
+            .contains("recurse at recursion/src/lib.rs:"),
+        "{parked:?}"
+    );
+    Ok(())
 }
 
 macro_rules! statements {

@@ -407,10 +407,9 @@ impl Reader<'_> {
                 // The list was not closed: this is the next field.
                 Some(_) if self.is_name() => return End::Broken,
                 Some(_) => {
-                    if self.value(place) == End::Broken {
+                    if self.value(place) == End::Broken || !self.after_value() {
                         return End::Broken;
                     }
-                    self.after_value();
                 }
             }
         }
@@ -431,26 +430,30 @@ impl Reader<'_> {
                 Some('[') => return End::Broken,
                 Some(_) => match self.name(place) {
                     Some(field) => {
-                        if self.value(field) == End::Broken {
+                        if self.value(field) == End::Broken || !self.after_value() {
                             return End::Broken;
                         }
-                        self.after_value();
                     }
-                    None => self.stray(),
+                    None => {
+                        self.stray();
+                        return End::Broken;
+                    }
                 },
             }
         }
     }
 
     /// What follows a value in a list or a table is a comma or an end. Anything else may be a piece of the value.
-    fn after_value(&mut self) {
+    fn after_value(&mut self) -> bool {
         self.skip(&[' ', '\t']);
-        if !matches!(
+        let follows = matches!(
             self.peek(),
             None | Some(',' | ']' | '}' | '\r' | '\n' | '#')
-        ) {
+        );
+        if !follows {
             self.hide_line();
         }
+        follows
     }
 
     /// A name and a `=` follow.

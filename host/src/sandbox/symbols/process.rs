@@ -158,7 +158,11 @@ mod unix {
             false => std::env::current_exe()?,
         };
         let mut command = Command::new(program);
-        command.arg(ARGUMENT).env_clear();
+        command
+            .arg(ARGUMENT)
+            .env_clear()
+            // What its allocator would reserve at the start is memory that no limit takes away again.
+            .env("MIMALLOC_ARENA_RESERVE", "0");
         Ok(command)
     }
 
