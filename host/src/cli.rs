@@ -202,7 +202,7 @@ impl Error {
                 let style = output::BAD;
                 output::complain(&format!(
                     "{style}error{style:#}: {}\n",
-                    output::clean_lines(text)
+                    output::clean_lines(&config::hide_passwords(text))
                 ));
             }
             Self::Unread => {}

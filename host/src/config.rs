@@ -8,9 +8,11 @@
 //!
 //! Does not touch what the configuration names: no plugin is opened, no server is asked.
 
+mod address;
 mod consumer;
 mod file;
 mod problem;
+mod quotable;
 mod reader;
 mod rule;
 mod secret;
@@ -32,7 +34,7 @@ use std::time::Duration;
 
 pub use problem::{Problem, Problems};
 pub use rule::{Fingerprint, Invalid, KeySource, Pointer, Property};
-pub use secret::Secret;
+pub use secret::{Secret, Settings, hide_passwords};
 
 /// The whole configuration, as meant.
 #[derive(Debug, Clone)]
@@ -167,6 +169,9 @@ pub enum LogFormat {
     Json,
 }
 
+/// The default of `host.compile-timeout`: twenty times of what a component with Python takes on two processors.
+pub const COMPILE_TIMEOUT: Duration = Duration::from_mins(5);
+
 /// `[host]`: this process.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -174,6 +179,8 @@ pub struct Host {
     pub name: String,
     /// How long a drain may take before the process leaves anyway.
     pub shutdown_timeout: Duration,
+    /// How long compiling one component may take.
+    pub compile_timeout: Duration,
     /// Where components and their machine code are kept; `None` for nowhere.
     pub cache: Option<PathBuf>,
 }
@@ -220,7 +227,7 @@ pub struct Consumer {
     pub brake: Option<Brake>,
     /// What the handler reads with `context.config(name)`. A value may be a secret of the
     /// handler: neither log nor show the values.
-    pub config: BTreeMap<String, String>,
+    pub config: Settings,
     /// Makes the host declare the queue. Never set with the embedded broker.
     pub declare: Option<Declare>,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hapax::cli::{self, Arguments, Error};
-use hapax::{config, failpoint, telemetry};
+use hapax::{config, failpoint, sandbox, telemetry};
 use tokio::runtime::Runtime;
 
 /// What a message needs is freed on another thread than it was made on, and in another order: the system's allocator
@@ -17,6 +17,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const LEAVING: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    // This program is also the process that reads what plugins bring of debug information.
+    if let Some(code) = sandbox::read_debug_information_if_asked() {
+        return code;
+    }
     if let Err(order) = failpoint::arm() {
         return Error::usage(order.to_string()).report();
     }

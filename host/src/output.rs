@@ -3,6 +3,7 @@
 //! Guarantees that no byte of a message can steer a terminal: whatever came from outside goes through
 //! [`clean`] or [`clean_lines`]. Colour is written as ANSI and removed by [`print`] where nobody sees it.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
@@ -52,10 +53,42 @@ fn escape(text: &str, keep: impl Fn(char) -> bool) -> String {
     cleaned
 }
 
+/// Text that stays on its line and does nothing to a terminal, as [`clean`] makes it, on its way to somewhere.
+pub struct Clean<W>(pub W);
+
+impl<W: fmt::Write> fmt::Write for Clean<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        match text.chars().all(is_harmless) {
+            true => self.0.write_str(text),
+            false => self.0.write_str(&clean(text)),
+        }
+    }
+}
+
+/// JSON with the same characters as escapes, for whoever looks at it in a terminal: its own escapes end with the
+/// controls of ASCII. Outside of a string it has none of them but the line break at its end, which stays.
+pub fn clean_json(json: &str) -> String {
+    let mut cleaned = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_harmless(c) || c == '\n' {
+            cleaned.push(c);
+        } else {
+            // None of them is beyond what four digits say.
+            cleaned.push_str(&format!("\\u{:04x}", u32::from(c)));
+        }
+    }
+    cleaned
+}
+
 fn is_harmless(c: char) -> bool {
     let steers = matches!(
         c,
-        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
+        '\u{61c}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2066}'..='\u{206f}'
+            | '\u{feff}'
     );
     !c.is_control() && !steers
 }

@@ -24,14 +24,13 @@ pub(crate) mod wasi;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 use std::time::{Duration, Instant};
 
 use wasmtime::Store;
 
-use crate::config::{Idempotency, Limits, Random};
+use crate::config::{Idempotency, Limits, Random, Settings};
 use crate::effects::outbox::Composer;
 use crate::effects::sql::rules::Rules;
 use crate::effects::{Effects, Transaction};
@@ -51,6 +50,7 @@ pub use plugins::{
     remove_leftovers, write_file,
 };
 pub use seeds::Seeds;
+pub use symbols::serve_if_asked as read_debug_information_if_asked;
 
 /// Memory of an instance above which its end is left to a thread for work that blocks.
 const LARGE_MEMORY_BYTES: u64 = 8 << 20;
@@ -61,7 +61,7 @@ pub struct Environment {
     pub consumer: String,
     pub limits: Limits,
     /// What the handler reads with `context.config`.
-    pub config: BTreeMap<String, String>,
+    pub config: Settings,
     pub composer: Composer,
     pub rules: Rules,
     pub random: Random,

@@ -1,13 +1,26 @@
 //! Where log records go: standard error, as text for people and as JSON for machines.
 //!
 //! Guarantees that a record never holds a message: crates that print what passes through them are
-//! silenced, whatever the filter says about everything else.
+//! silenced, whatever the filter says about everything else. What a record does hold may come from anywhere, from a
+//! handler, a broker, a database: it stays on its line, does nothing to a terminal, and shows no password of a URL.
 
+mod record;
+
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal};
+use std::panic::{self, PanicHookInfo};
+use std::thread;
 
+use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Log, LogFormat, hide_passwords};
+use crate::output;
+
+use record::{Fields, JsonLines};
 
 /// These report at length, payloads included, what the host reports once, where it is handled. A filter
 /// that names one of them wins.
@@ -32,24 +45,64 @@ pub fn start(log: &Log) -> Result<(), BadFilter> {
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let builder = tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_env_filter(filter);
+    panic::set_hook(Box::new(|panic| output::complain(&told(panic))));
     // A logger that is there already, as in a test, stays.
-    let _ = if json {
-        builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false)
-            .try_init()
-    } else {
-        builder
-            .with_target(false)
-            .with_ansi(wants_colour())
-            .try_init()
+    let _ = match json {
+        true => as_json(filter, io::stderr).try_init(),
+        false => as_text(filter, wants_colour(), io::stderr).try_init(),
     };
     Ok(())
+}
+
+fn as_text<W>(filter: EnvFilter, colour: bool, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_target(false)
+        .with_ansi(colour)
+        .fmt_fields(Fields)
+        .finish()
+}
+
+fn as_json<W>(filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(JsonLines(writer))
+        .json()
+        .flatten_event(true)
+        .with_current_span(true)
+        .with_span_list(false)
+        .finish()
+}
+
+/// What is said of a panic. Its text may quote what the host has read.
+fn told(panic: &PanicHookInfo<'_>) -> String {
+    let place = panic.location().map(ToString::to_string);
+    let backtrace = Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        BacktraceStatus::Captured => format!("{backtrace}\n"),
+        _ => String::new(),
+    };
+    format!(
+        "thread '{}' panicked at {}: {}\n{backtrace}",
+        thread::current().name().unwrap_or("<unnamed>"),
+        place.unwrap_or_default(),
+        panic_text(panic.payload()),
+    )
+}
+
+fn panic_text(payload: &dyn Any) -> String {
+    let text = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    output::clean(&hide_passwords(text.unwrap_or("without a text")))
 }
 
 /// What commands that end by themselves log: what a person should know, in words.
@@ -76,33 +129,4 @@ fn filter(written: &str) -> Result<EnvFilter, BadFilter> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_filter_for_everything_does_not_reach_the_crates_that_print_payloads() {
-        let shown = filter("trace").expect("valid").to_string();
-        assert!(
-            shown.contains("lapin=off") && shown.contains("trace"),
-            "{shown}"
-        );
-    }
-
-    #[test]
-    fn a_filter_that_names_a_silenced_crate_wins() {
-        let shown = filter("info,lapin=debug").expect("valid").to_string();
-        assert!(
-            shown.contains("lapin=debug") && !shown.contains("lapin=off"),
-            "{shown}"
-        );
-    }
-
-    #[test]
-    fn a_filter_that_is_none_is_an_error_that_quotes_it() {
-        let error = filter("hapax=loud").expect_err("no level").to_string();
-        assert!(
-            error.contains("hapax=loud") && error.contains("write for example"),
-            "{error}"
-        );
-    }
-}
+mod tests;

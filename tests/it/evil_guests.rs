@@ -60,11 +60,25 @@ sins! {
     spin: "cpu-limit";
     spin_in_host_calls: "cpu-limit";
     memory_bomb: "memory-limit";
-    recursion: "trap";
     outbox_flood: "outbox-limit";
     ten_thousand_statements: "sql-limit";
     huge_row_set: "sql-limit";
     huge_statement: "sql-refused";
+}
+
+/// The place in the sources is named, too.
+pub async fn recursion(place: &Place, scene: Scene) -> Checked {
+    let aftermath = run(place, scene, "recursion", "trap").await?;
+    let [parked] = aftermath.parked.as_slice() else {
+        anyhow::bail!("not one parked message: {:?}", aftermath.parked);
+    };
+    ensure!(
+        parked
+            .backtrace
+            .contains("recurse at recursion/src/lib.rs:"),
+        "{parked:?}"
+    );
+    Ok(())
 }
 
 macro_rules! statements {
@@ -157,6 +171,43 @@ pub async fn stderr_flood(place: &Place, scene: Scene) -> Checked {
         "the host has logged {} bytes",
         aftermath.log_bytes
     );
+    Ok(())
+}
+
+/// In the log as people read it, each line is the host's own, and nothing in it does anything to a terminal.
+pub async fn forged_log(place: &Place, scene: Scene) -> Checked {
+    let ground = Ground::new(place, scene, "forged_log")?.text_log();
+    let aftermath = ground.run(&[json!("reject")], "rejected").await?;
+    let log = &aftermath.log;
+    for said in ["forged line", "OWNED"] {
+        // The handler's line, its field, both outputs, and the reason of the rejection.
+        ensure!(log.matches(said).count() >= 5, "{said}: {log}");
+    }
+    let steers = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+    ensure!(!log.contains(steers), "{log:?}");
+    for line in log.lines() {
+        let forged = line.starts_with("FORGED") || line.starts_with("2026-01-01");
+        ensure!(!forged, "{line}");
+    }
+    Ok(())
+}
+
+/// The host goes on, and says once what it refused.
+pub async fn hostile_debug_information(place: &Place, scene: Scene) -> Checked {
+    let ground = Ground::new(place, scene, "hostile_debug_information")?;
+    let sins = [json!(true), json!(true)];
+    let aftermath = ground.limits(UNHURRIED).run(&sins, "trap").await?;
+    let said = aftermath
+        .log
+        .matches("Debug information of a plugin was refused")
+        .count();
+    ensure!(said == 1, "said {said} times: {}", aftermath.log);
+    for parked in &aftermath.parked {
+        ensure!(
+            parked.backtrace.contains("(debug information was refused"),
+            "{parked:?}"
+        );
+    }
     Ok(())
 }
 

@@ -219,7 +219,7 @@ fn main() -> ExitCode {
                 ten_thousand_statements, huge_row_set, huge_statement, pg_sleep, commit, ddl, set_role,
                 copy_program, dblink, advisory_lock, write_ledger, read_other_consumer, attach, open_socket,
                 open_file, probe_clock_and_random, call_again_after_trap, endless_search, huge_value, cte_bomb,
-                carbon_copy;
+                carbon_copy, forged_log, hostile_debug_information;
         }
         time_limits {
             once:

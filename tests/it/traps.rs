@@ -10,7 +10,7 @@ use crate::Checked;
 use crate::support::place::Place;
 
 /// What goes wrong elsewhere, and which tests are about it.
-const TRAPS: [(&str, &[&str]); 20] = [
+const TRAPS: [(&str, &[&str]); 21] = [
     (
         "a redelivery after a reconnect runs the handler twice",
         &[
@@ -143,6 +143,17 @@ const TRAPS: [(&str, &[&str]); 20] = [
             "tests/it/hot_load/cache.rs::a_damaged_cache_is_compiled_again",
             "tests/it/time_limits.rs::a_statement_without_end_ends_with_its_message",
             "tests/it/failing_message.rs::takes_only_itself_out_of_its_batch",
+            "tests/it/evil_guests.rs::hostile_debug_information",
+            "host/src/sandbox/symbols/tests.rs::a_million_calls_that_are_inlined_into_one_another_end_no_host",
+            "host/src/sandbox/plugins/shape.rs::types_in_types_are_bounded",
+        ],
+    ),
+    (
+        "a log line, an error or a dump shows a password, or what a stranger wrote as if it were the host's",
+        &[
+            "tests/it/evil_guests.rs::forged_log",
+            "host/src/telemetry/tests.rs::nothing_in_a_record_can_steer_a_terminal_or_forge_a_line",
+            "host/src/config/tests/diagnostics.rs::no_slip_of_the_finger_shows_a_secret",
         ],
     ),
     (

@@ -56,6 +56,7 @@ impl Stage {
             max_memory: limits.memory,
             max_table_elements: limits.table_elements,
             metered: false,
+            compile_timeout: hapax::config::COMPILE_TIMEOUT,
         })
         .expect("the engine starts");
         let none: [&str; 0] = [];

@@ -205,6 +205,7 @@ fn build_plugin(dir: &Path, noise: Noise) -> Result<(PathBuf, Plugin), BuildErro
         max_memory: limits.memory,
         max_table_elements: limits.table_elements,
         metered: false,
+        compile_timeout: config::COMPILE_TIMEOUT,
     })?;
     // A host on this machine will want the same machine code.
     let cache = config::default_cache().and_then(|place| Cache::open(&place));

@@ -79,6 +79,7 @@ async fn check_consumers(config: &Config, report: &mut Report) -> Result<(), Err
             .max()
             .unwrap_or_default(),
         metered: false,
+        compile_timeout: config.host.compile_timeout,
     })
     .map_err(StartError::Sandbox)?;
     let dialect = match config.store.kind {

@@ -4,7 +4,7 @@
 //! Guarantees that consumers of one file share neither a name nor a queue. Does not know what
 //! the plugin behind a consumer needs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -83,7 +83,7 @@ pub(super) fn read(
     let random = table.or("random", Random::Seeded, |random| {
         random.choice(&[("seeded", Random::Seeded), ("secure", Random::Secure)])
     });
-    let config = table.entries("config", |entry| {
+    let config: Result<BTreeMap<_, _>, _> = table.entries("config", |entry| {
         Ok(entry.value.resolve()?.text()?.to_owned())
     });
     let declare = table.optional("declare", |queue| declare(&queue, neighbours.embedded));
@@ -138,7 +138,7 @@ pub(super) fn read(
         on_duplicate: on_duplicate?,
         park: park?,
         brake: brake?,
-        config: config?,
+        config: config?.into(),
         declare: declare?,
     })
 }

@@ -1,8 +1,9 @@
 //! Owns what is said about a bad configuration.
 //!
 //! Guarantees that problems come in the order of the file, each with its line, a caret and,
-//! where there is one, a way out; and that no quoted line shows a password or a token. Does not
-//! decide what a problem is, and does not print.
+//! where there is one, a way out; that no quoted line shows a password, a token or a handler's
+//! settings; and that what is said does nothing to a terminal. Does not decide what a problem is,
+//! and does not print.
 
 use std::fmt;
 use std::io;
@@ -12,8 +13,10 @@ use std::string::FromUtf8Error;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
+use crate::output;
+
 use super::rule::Invalid;
-use super::secret;
+use super::{quotable, secret};
 
 /// One thing that is wrong, and where.
 #[derive(Debug, Clone)]
@@ -37,7 +40,7 @@ impl Problem {
 
     fn nowhere(title: String) -> Self {
         Self {
-            title,
+            title: output::clean_lines(&title),
             at: None,
             label: String::new(),
             also: None,
@@ -48,23 +51,23 @@ impl Problem {
 
     /// What stands beside the caret.
     pub(super) fn label(mut self, label: impl Into<String>) -> Self {
-        self.label = label.into();
+        self.label = output::clean_lines(&label.into());
         self
     }
 
     /// A second place that explains the first.
     pub(super) fn also(mut self, at: Range<usize>, label: impl Into<String>) -> Self {
-        self.also = Some((at, label.into()));
+        self.also = Some((at, output::clean_lines(&label.into())));
         self
     }
 
     pub(super) fn note(mut self, note: impl Into<String>) -> Self {
-        self.notes.push(note.into());
+        self.notes.push(output::clean_lines(&note.into()));
         self
     }
 
     pub(super) fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.help = Some(output::clean_lines(&help.into()));
         self
     }
 
@@ -163,11 +166,8 @@ struct Quoted {
 
 impl Quoted {
     fn new(original: &str) -> Self {
-        let masked = secret::in_file(original);
-        let mut text = original.to_owned();
-        for range in masked.iter().rev() {
-            text.replace_range(range.clone(), secret::MASK);
-        }
+        let masked = quotable::hidden(original);
+        let text = secret::masked(original, &masked);
         Self { text, masked }
     }
 

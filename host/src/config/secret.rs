@@ -1,11 +1,15 @@
 //! Owns text that must never reach a log: database and broker addresses, tokens.
 //!
 //! Guarantees that printing a [`Secret`] in any way shows no password; the text itself comes
-//! out of [`Secret::expose`] only. Also finds the passwords in a configuration file, so that a
-//! diagnostic can quote a line without them. Does not wipe memory.
+//! out of [`Secret::expose`] only. Also hides the passwords of URLs in what others say, a broker or a
+//! library. Does not wipe memory.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
+
+use super::address;
 
 /// What is printed in place of a secret.
 pub(super) const MASK: &str = "***";
@@ -20,14 +24,11 @@ impl Secret {
     /// A URL: all of it but the password is shown.
     pub fn url(text: impl Into<String>) -> Self {
         let text = text.into();
-        let mut shown = String::new();
-        let mut copied = 0;
-        for range in url_passwords(&text) {
-            shown.push_str(&text[copied..range.start]);
-            shown.push_str(MASK);
-            copied = range.end;
-        }
-        shown.push_str(&text[copied..]);
+        let shown = match address::read(&text) {
+            Ok(secrets) => masked(&text, &secrets.passwords),
+            // It has no form that says where the password is.
+            Err(_) => MASK.to_owned(),
+        };
         Self { text, shown }
     }
 
@@ -57,36 +58,40 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where a file that may not even be valid TOML holds secrets: passwords in URLs, and what is
-/// assigned to a name that says so. Works on the text alone, and rather hides too much: it
-/// decides what a diagnostic may quote. No range spans a line break.
-pub(super) fn in_file(text: &str) -> Vec<Range<usize>> {
-    let mut ranges = url_passwords(text);
-    ranges.extend(assigned(text));
-    ranges.sort_by_key(|range| (range.start, range.end));
-    let mut apart: Vec<Range<usize>> = Vec::new();
-    for range in ranges {
-        match apart.last_mut() {
-            Some(last) if range.start < last.end => last.end = last.end.max(range.end),
-            _ => apart.push(range),
-        }
+/// What a handler reads with `context.config`: its values may be secrets, and are not printed.
+#[derive(Clone, Default)]
+pub struct Settings(BTreeMap<String, String>);
+
+impl From<BTreeMap<String, String>> for Settings {
+    fn from(settings: BTreeMap<String, String>) -> Self {
+        Self(settings)
     }
-    apart
 }
 
-/// The passwords of all URLs in a text: between the user's `:` and the last `@`, because a
-/// password that was not percent-encoded may hold any character, and in `?password=`.
-fn url_passwords(text: &str) -> Vec<Range<usize>> {
+impl Deref for Settings {
+    type Target = BTreeMap<String, String>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map()
+            .entries(self.0.keys().map(|name| (name, MASK)))
+            .finish()
+    }
+}
+
+/// A text with the passwords of all URLs in it hidden: from the user's `:` to the last `@` of what may be one URL or
+/// several that are joined, and of parameters with such a name.
+pub fn hide_passwords(text: &str) -> Cow<'_, str> {
     let mut ranges = Vec::new();
     let mut from = 0;
-    while let Some(found) = text[from..].find("://").map(|at| from + at) {
-        let start = found + "://".len();
-        let before = text[..found]
-            .trim_end_matches(|c: char| c.is_ascii_alphanumeric() || "+.-".contains(c));
-        let end = match before.chars().next_back() {
-            Some(quote @ ('"' | '\'')) => closing(text, start, quote),
-            _ => line_end(text, start),
-        };
+    while let Some(start) = text[from..].find("://").map(|at| from + at + "://".len()) {
+        let ends = |c: char| c.is_whitespace() || c.is_control() || "\"\\`<>".contains(c);
+        let end = text[start..].find(ends).map_or(text.len(), |at| start + at);
         let url = &text[start..end];
         let mut query = 0;
         if let Some(at) = url.rfind('@')
@@ -104,71 +109,21 @@ fn url_passwords(text: &str) -> Vec<Range<usize>> {
         from = end;
     }
     ranges.retain(|range| !range.is_empty());
-    ranges
-}
-
-/// The values assigned to names that end like a secret's name, quoted or not, on one line or in
-/// a multi-line string. A reference (`{ env = … }`) is no secret itself.
-fn assigned(text: &str) -> Vec<Range<usize>> {
-    const NAMES: [&str; 5] = ["token", "password", "passwd", "secret", "api-key"];
-    let mut ranges = Vec::new();
-    for (equals, _) in text.match_indices('=') {
-        let before = text[..equals].trim_end().trim_end_matches(['"', '\'']);
-        let parts = |c: char| c.is_alphanumeric() || "-_.".contains(c);
-        let name = &before[before.trim_end_matches(parts).len()..];
-        // A parameter in the query of a URL is not TOML.
-        let query = before[..before.len() - name.len()].ends_with(['?', '&']);
-        let name = name.to_ascii_lowercase();
-        if query || !NAMES.iter().any(|secret| name.ends_with(secret)) {
-            continue;
-        }
-        let value = &text[equals + 1..];
-        let start = equals + 1 + (value.len() - value.trim_start_matches([' ', '\t']).len());
-        let value = &text[start..];
-        let (start, end) = match value.chars().next() {
-            Some('{') if reference(value) => continue,
-            None => continue,
-            Some('"') if value.starts_with(r#"""""#) => {
-                (start + 3, until(text, start + 3, r#"""""#))
-            }
-            Some('\'') if value.starts_with("'''") => (start + 3, until(text, start + 3, "'''")),
-            Some(quote @ ('"' | '\'')) => (start + 1, closing(text, start + 1, quote)),
-            Some(_) => (start, line_end(text, start)),
-        };
-        let mut at = start;
-        for line in text[start..end].split_inclusive('\n') {
-            let length = line.trim_end_matches(['\r', '\n']).len();
-            ranges.push(at..at + length);
-            at += line.len();
-        }
+    match ranges.is_empty() {
+        true => Cow::Borrowed(text),
+        false => Cow::Owned(masked(text, &ranges)),
     }
-    ranges.retain(|range| !range.is_empty());
-    ranges
 }
 
-fn reference(table: &str) -> bool {
-    let name = table.trim_start_matches(['{', ' ', '\t']);
-    name.starts_with("env") || name.starts_with("file")
-}
-
-fn until(text: &str, from: usize, stop: &str) -> usize {
-    text[from..].find(stop).map_or(text.len(), |at| from + at)
-}
-
-fn line_end(text: &str, from: usize) -> usize {
-    from + text[from..].find(['\r', '\n']).unwrap_or(text.len() - from)
-}
-
-/// The end of a string that began before `from`: at its closing quote, or with its line.
-fn closing(text: &str, from: usize, quote: char) -> usize {
-    let end = line_end(text, from);
-    let mut escaped = false;
-    for (at, c) in text[from..end].char_indices() {
-        if c == quote && !escaped {
-            return from + at;
-        }
-        // A literal string has no escapes.
-        escaped = quote == '"' && c == '\\' && !escaped;
+/// The text with a mask in place of these ranges, which are in order and apart.
+pub(super) fn masked(text: &str, ranges: &[Range<usize>]) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut copied = 0;
+    for range in ranges {
+        shown.push_str(&text[copied..range.start]);
+        shown.push_str(MASK);
+        copied = range.end;
     }
-    end
+    shown.push_str(&text[copied..]);
+    shown
 }

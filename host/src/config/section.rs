@@ -12,11 +12,13 @@ use url::Url;
 
 use crate::amqp;
 
+use super::address;
 use super::reader::{Reported, Table};
 use super::rule::Invalid;
 use super::value::Value;
 use super::{
-    Admin, Broker, BrokerKind, Health, Host, Listen, Log, LogFormat, Secret, Store, StoreKind,
+    Admin, Broker, BrokerKind, COMPILE_TIMEOUT, Health, Host, Listen, Log, LogFormat, Secret, Store,
+    StoreKind,
 };
 
 pub(super) fn store(mut table: Table<'_>) -> Result<Store, Reported> {
@@ -53,17 +55,19 @@ fn store_kind(url: &Value<'_>) -> Result<StoreKind, Reported> {
         Some(("sqlite", file)) => Ok(StoreKind::Sqlite {
             path: url.reader.resolve_path(sqlite_file(file)?),
         }),
-        Some(("postgres" | "postgresql", _)) => match Url::parse(text) {
-            Ok(parsed) if !parsed.cannot_be_a_base() => Ok(StoreKind::Postgres {
+        Some(("postgres" | "postgresql", _)) => {
+            address::check(text)?;
+            Ok(StoreKind::Postgres {
                 url: Secret::url(text),
-            }),
-            Ok(_) => Err(Invalid::new("`//` is missing after `postgres:`", FORMS)),
-            Err(error) => Err(Invalid::new(error.to_string(), UNESCAPED)),
-        },
+            })
+        }
         Some(("mysql" | "mariadb", _)) => Err(Invalid::new(
             "MySQL and MariaDB come with a later version",
             "this version keeps its ledger in `sqlite:` or `postgres:`",
         )),
+        Some((start, _)) if start.contains("//") => {
+            address::check(text).and(Err(Invalid::new("not a URL", FORMS)))
+        }
         Some(_) => Err(Invalid::new("unknown kind of store", FORMS)),
         None => Err(Invalid::new("not a URL", FORMS)),
     })
@@ -129,12 +133,18 @@ fn broker_kind(text: &str) -> Result<BrokerKind, Invalid> {
             "the embedded broker has no address",
             "write `embedded:`",
         )),
-        Some(("amqp" | "amqps", _)) => match amqp::url::parse(text) {
-            Ok(_) => Ok(BrokerKind::Amqp {
-                url: Secret::url(text),
-            }),
-            Err(error) => Err(Invalid::new(error.problem, error.help)),
-        },
+        Some(("amqp" | "amqps", _)) => {
+            address::check(text)?;
+            match amqp::url::parse(text) {
+                Ok(_) => Ok(BrokerKind::Amqp {
+                    url: Secret::url(text),
+                }),
+                Err(error) => Err(Invalid::new(error.problem, error.help)),
+            }
+        }
+        Some((start, _)) if start.contains("//") => {
+            address::check(text).and(Err(Invalid::new("not a URL", FORMS)))
+        }
         Some(_) => Err(Invalid::new("unknown kind of broker", FORMS)),
         None if text == "embedded" => {
             Err(Invalid::new("the colon is missing", "write `embedded:`"))
@@ -271,6 +281,9 @@ pub(super) fn host(mut table: Table<'_>) -> Result<Host, Reported> {
     let shutdown_timeout = table.or("shutdown-timeout", seconds(20), |timeout| {
         timeout.duration(TIMEOUTS)
     });
+    let compile_timeout = table.or("compile-timeout", COMPILE_TIMEOUT, |timeout| {
+        timeout.duration(TIMEOUTS)
+    });
     let default = cache_place(&|name| table.reader.outside.env(name).ok());
     let cache = table.or("cache", default, |cache| {
         cache.parse(|text| match text {
@@ -287,6 +300,7 @@ pub(super) fn host(mut table: Table<'_>) -> Result<Host, Reported> {
     Ok(Host {
         name: name?.unwrap_or(machine),
         shutdown_timeout: shutdown_timeout?,
+        compile_timeout: compile_timeout?,
         cache: cache?,
     })
 }
@@ -324,9 +338,6 @@ fn identifier(text: &str) -> Result<String, Invalid> {
         "use lower-case letters, digits and `_`, at most 63, and no digit first",
     ))
 }
-
-const UNESCAPED: &str =
-    "percent-encode `/`, `@`, `:` and other special characters in the user and the password";
 
 /// The range of whatever the host waits for.
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_hours(1);

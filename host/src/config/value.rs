@@ -48,6 +48,12 @@ impl<'a> Value<'a> {
     /// Looks up `{ env = "NAME" }` and `{ file = "PATH" }`.
     pub(super) fn resolve(self) -> Result<Self, Reported> {
         let (text, from) = if let Some(name) = self.reference("env") {
+            if !is_variable(name) {
+                return Err(self.invalid(Invalid::new(
+                    "`env` names no variable",
+                    "write a name of letters, digits and `_`; the value belongs into the environment",
+                )));
+            }
             let from = format!("the environment variable `{name}`");
             let text = self.reader.outside.env(name).map_err(|error| match error {
                 VarError::NotPresent => format!("{from} is not set"),
@@ -296,6 +302,12 @@ impl<'a> Value<'a> {
             None => problem,
         })
     }
+}
+
+/// What is none may be the secret itself, and is not repeated.
+pub(super) fn is_variable(name: &str) -> bool {
+    let parts = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    !name.is_empty() && name.chars().all(parts) && !name.starts_with(|c: char| c.is_ascii_digit())
 }
 
 /// Editors and `echo` end a file with a line break that is not part of its value.

@@ -317,6 +317,7 @@ pub fn sandbox(config: &Config) -> Result<Arc<Sandbox>, SandboxError> {
             .max()
             .unwrap_or_default(),
         metered: false,
+        compile_timeout: config.host.compile_timeout,
     })
 }
 

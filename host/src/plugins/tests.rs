@@ -76,6 +76,7 @@ async fn what_may_pass_by_itself_is_tried_again_and_a_bad_plugin_is_not() {
         max_memory: 1 << 20,
         max_table_elements: 1_000,
         metered: false,
+        compile_timeout: crate::config::COMPILE_TIMEOUT,
     });
     let sandbox = sandbox.expect("the engine starts");
     let metrics = Metrics::new();

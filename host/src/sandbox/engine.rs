@@ -54,6 +54,8 @@ pub struct SandboxOptions {
     pub max_table_elements: u32,
     /// Count the instructions that guests execute, which costs time.
     pub metered: bool,
+    /// How long compiling one component may take.
+    pub compile_timeout: Duration,
 }
 
 /// Why there is no sandbox.
@@ -72,6 +74,7 @@ pub struct Sandbox {
     pub(super) max_memory: u64,
     pub(super) max_table_elements: u32,
     pub(super) metered: bool,
+    pub(super) compile_timeout: Duration,
     slots: Semaphore,
     clock: Clock,
 }
@@ -110,6 +113,7 @@ impl Sandbox {
             max_memory: options.max_memory,
             max_table_elements: options.max_table_elements,
             metered: options.metered,
+            compile_timeout: options.compile_timeout,
             slots: Semaphore::new(slots),
             clock,
         }))

@@ -6,6 +6,7 @@
 
 mod cache;
 mod compile;
+mod shape;
 
 use std::io::Read;
 use std::path::Path;
@@ -184,6 +185,17 @@ pub enum LoadProblem {
     Precompiled,
     #[error("the component does not compile, it may be cut off or damaged: {0}")]
     Invalid(String),
+    #[error("the component is made of more than a host takes: {0}")]
+    TooMuch(String),
+    #[error(
+        "compiling the component takes longer than {0:?} (host.compile-timeout), and is given up; if this \
+         machine is slow, allow more"
+    )]
+    TooLong(Duration),
+    #[error(
+        "other components whose compiling was given up are compiled still, and this one has to wait; a restart ends them"
+    )]
+    Busy,
     #[error("the component wants what a handler is not granted\n{0}")]
     Imports(String),
     #[error("this is a component of another world than hapax:plugin/handler: {0}")]
@@ -211,7 +223,7 @@ pub enum LoadProblem {
 impl LoadProblem {
     /// Whether the same file may be a good plugin a little later.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Unreadable(_) | Self::Slow(_))
+        matches!(self, Self::Unreadable(_) | Self::Slow(_) | Self::Busy)
     }
 }
 
@@ -329,13 +341,13 @@ fn prepare(
     bytes: &[u8],
     cache: Option<&Cache>,
 ) -> Result<Plugin, LoadProblem> {
+    shape::check(bytes).map_err(LoadProblem::TooMuch)?;
     let engine = &sandbox.engine;
     let cached = cache.and_then(|cache| cache.code(engine, &digest));
     let from_cache = cached.is_some();
     let component = match cached {
         Some(component) => component,
-        None => compile::apart(|| Component::from_binary(engine, bytes))
-            .map_err(|error| LoadProblem::Invalid(causes(&error)))?,
+        None => compile(sandbox, bytes)?,
     };
     let imports = grants::imports(engine, &component).map_err(LoadProblem::Imports)?;
     same_version(&imports)?;
@@ -361,6 +373,16 @@ fn prepare(
         from_cache,
         usage: Usage::default(),
     })))
+}
+
+fn compile(sandbox: &Sandbox, bytes: &[u8]) -> Result<Component, LoadProblem> {
+    let (engine, bytes) = (sandbox.engine.clone(), bytes.to_vec());
+    let most = sandbox.compile_timeout;
+    match compile::apart(most, move || Component::from_binary(&engine, &bytes)) {
+        Ok(compiled) => compiled.map_err(|error| LoadProblem::Invalid(causes(&error))),
+        Err(compile::Late::TooLong) => Err(LoadProblem::TooLong(most)),
+        Err(compile::Late::Busy) => Err(LoadProblem::Busy),
+    }
 }
 
 /// Interfaces of another version have other shapes, and the linker's words for that name one function.

@@ -1,37 +1,44 @@
 //! Where in the sources of a component a trap happened.
 //!
-//! The debug information is read when the first trap asks for it, and kept for the next one. That takes
-//! milliseconds for a component of some megabytes, so it never happens on a thread that runs messages: a handler
-//! that traps again and again must not hold up the others.
+//! The debug information is read when the first trap asks for it, and kept for the next one. It is the work of
+//! somebody who may wish the host ill, so that another process reads it, within bounds ([`reader`]); a thread waits
+//! for that, so that a handler that traps again and again does not hold up the others. What is refused is told in
+//! each backtrace, which then names functions only.
+
+mod process;
+mod reader;
+
+#[cfg(all(test, unix))]
+mod tests;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 
-use addr2line::Context;
-use addr2line::gimli::{Dwarf, EndianSlice, Error, LittleEndian};
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::text::{MAX_TEXT_BYTES, bounded};
+use process::{Process, Refusal};
 
-/// Where the sources of languages' own libraries were when those were built: Rust's, and C's under it.
-const LIBRARIES: &[&str] = &["/rustc/", "wasisdk://"];
+pub use process::serve_if_asked;
 
-type Bytes<'a> = EndianSlice<'a, LittleEndian>;
+/// Debug information of one component that is kept and read, in bytes. That of a large program in Rust with all
+/// there is has some 40 MB.
+const MAX_BYTES: usize = 64 << 20;
 
 /// A call that was open when a component trapped.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Frame {
-    /// The function's name, or its number where it has none.
+    /// The function's name, or its number where it has none. Short.
     pub(super) function: String,
     /// Where in the component's file the instruction stands.
     pub(super) offset: Option<u64>,
 }
 
-/// The debug information of one component, and the thread that has read it.
+/// The debug information of one component, and the thread that has it read.
 pub(super) struct Symbols {
-    modules: Arc<[Module]>,
+    modules: Result<Arc<[Module]>, Refusal>,
     /// Started by the first trap. It ends with this.
     reader: OnceLock<mpsc::Sender<Request>>,
 }
@@ -52,23 +59,33 @@ struct Module {
 impl Symbols {
     /// Takes the debug information out of a component.
     pub(super) fn of(component: &[u8]) -> Self {
-        let mut modules = Vec::new();
-        find_modules(component, 0, &mut modules);
-        modules.retain(|module: &Module| !module.sections.is_empty());
+        let mut found = Found::default();
+        find_modules(component, 0, &mut found);
+        let modules = match found.bytes > MAX_BYTES {
+            true => Err(Refusal::Bytes(found.bytes)),
+            false => {
+                let mut modules = found.modules;
+                modules.retain(|module| !module.sections.is_empty());
+                Ok(modules.into())
+            }
+        };
         Self {
-            modules: modules.into(),
+            modules,
             reader: OnceLock::new(),
         }
     }
 
     /// The backtrace as text. Without the sources' places where the debug information cannot be read.
     pub(super) async fn backtrace(&self, frames: Vec<Frame>) -> String {
-        if self.modules.is_empty() || frames.is_empty() {
-            return render(&[], &frames);
-        }
+        let modules = match &self.modules {
+            _ if frames.is_empty() => return String::new(),
+            Err(refusal) => return without_places(&frames, Some(refusal)),
+            Ok(modules) if modules.is_empty() => return without_places(&frames, None),
+            Ok(modules) => modules,
+        };
         let reader = self
             .reader
-            .get_or_init(|| start_reader(Arc::clone(&self.modules)));
+            .get_or_init(|| start_reader(Arc::clone(modules)));
         let (answer, text) = oneshot::channel();
         let request = Request {
             frames: frames.clone(),
@@ -79,21 +96,34 @@ impl Symbols {
         {
             return text;
         }
-        // There is no thread, or what it read was more than it could bear.
-        render(&[], &frames)
+        without_places(&frames, None)
     }
 }
 
-/// Reads the debug information on a thread of its own, and answers until nobody can ask any more.
+/// Names of functions, and why there is no more than them.
+fn without_places(frames: &[Frame], refusal: Option<&Refusal>) -> String {
+    let text = reader::render(&[], frames);
+    match refusal {
+        Some(refusal) => format!("{text}\n(debug information was refused: {refusal})"),
+        None => text,
+    }
+}
+
+/// Has the debug information read, and answers until nobody can ask any more. Who has asked for too much is not
+/// asked again.
 fn start_reader(modules: Arc<[Module]>) -> mpsc::Sender<Request> {
     let (requests, inbox) = mpsc::channel::<Request>();
     let started = thread::Builder::new()
         .name("hapax-symbols".into())
         .spawn(move || {
-            let modules: Vec<_> = modules.iter().map(Readable::of).collect();
-            for request in inbox {
+            let mut reading = Reading {
+                modules,
+                process: None,
+                refused: None,
+            };
+            for Request { frames, answer } in inbox {
                 // The run that asked may have been given up.
-                let _ = request.answer.send(render(&modules, &request.frames));
+                let _ = answer.send(reading.backtrace(&frames));
             }
         });
     if let Err(error) = started {
@@ -102,25 +132,37 @@ fn start_reader(modules: Arc<[Module]>) -> mpsc::Sender<Request> {
     requests
 }
 
-/// A module whose debug information has been read.
-struct Readable<'a> {
-    code: Range<usize>,
-    context: Option<Context<Bytes<'a>>>,
+/// What the thread that waits for the process has.
+struct Reading {
+    modules: Arc<[Module]>,
+    process: Option<Process>,
+    refused: Option<Refusal>,
 }
 
-impl<'a> Readable<'a> {
-    fn of(module: &'a Module) -> Self {
-        let dwarf = Dwarf::load(|id| {
-            let bytes = module
-                .sections
-                .get(id.name())
-                .map_or(&[][..], |bytes| bytes);
-            Ok::<_, Error>(EndianSlice::new(bytes, LittleEndian))
-        });
-        Self {
-            code: module.code.clone(),
-            context: dwarf.and_then(Context::from_dwarf).ok(),
+impl Reading {
+    fn backtrace(&mut self, frames: &[Frame]) -> String {
+        if self.refused.is_none() {
+            match self.ask(frames) {
+                Ok(text) => return text,
+                Err(refusal) => {
+                    tracing::warn!(
+                        %refusal,
+                        "Debug information of a plugin was refused; its backtraces name functions only"
+                    );
+                    self.process = None;
+                    self.refused = Some(refusal);
+                }
+            }
         }
+        without_places(frames, self.refused.as_ref())
+    }
+
+    fn ask(&mut self, frames: &[Frame]) -> Result<String, Refusal> {
+        let process = match self.process.take() {
+            Some(process) if !process.is_used_up() => process,
+            _ => Process::start(&self.modules)?,
+        };
+        self.process.insert(process).ask(frames)
     }
 }
 
@@ -143,22 +185,34 @@ impl Iterator for Sections<'_> {
     }
 }
 
-/// Finds the core modules of a component, and of the components in it. `start` is where `binary` stands in the
-/// file. The preamble, 8 bytes, tells which of the two it is.
-fn find_modules(binary: &[u8], start: usize, modules: &mut Vec<Module>) {
+/// What is found in a component.
+#[derive(Default)]
+struct Found {
+    modules: Vec<Module>,
+    /// Of debug information, those that are too many included.
+    bytes: usize,
+}
+
+/// Finds the core modules of a component, and of the components in it, which are nested only so deep
+/// (`plugins::shape`). `start` is where `binary` stands in the file. The preamble, 8 bytes, tells which of the two
+/// it is.
+fn find_modules(binary: &[u8], start: usize, found: &mut Found) {
     const CORE_MODULE: u8 = 1;
     const COMPONENT: u8 = 4;
     for (id, content) in (Sections { binary, at: 8 }) {
         let start = start + content.start;
         match id {
-            CORE_MODULE => modules.push(module(&binary[content], start)),
-            COMPONENT => find_modules(&binary[content], start, modules),
+            CORE_MODULE => {
+                let module = module(&binary[content], start, &mut found.bytes);
+                found.modules.push(module);
+            }
+            COMPONENT => find_modules(&binary[content], start, found),
             _ => {}
         }
     }
 }
 
-fn module(binary: &[u8], start: usize) -> Module {
+fn module(binary: &[u8], start: usize, bytes_so_far: &mut usize) -> Module {
     const CUSTOM: u8 = 0;
     const CODE: u8 = 10;
     let mut module = Module {
@@ -177,8 +231,11 @@ fn module(binary: &[u8], start: usize) -> Module {
                 if let Some((name, end)) = name
                     && name.starts_with(".debug_")
                 {
-                    let bytes = binary[end..content.end].into();
-                    module.sections.insert(name.to_owned(), bytes);
+                    *bytes_so_far += content.len();
+                    if *bytes_so_far <= MAX_BYTES {
+                        let bytes = binary[end..content.end].into();
+                        module.sections.insert(name.to_owned(), bytes);
+                    }
                 }
             }
             _ => {}
@@ -199,94 +256,4 @@ fn leb128(bytes: &[u8], at: &mut usize) -> Option<u32> {
         }
     }
     None
-}
-
-/// One frame a line, innermost first: `handle at points/src/lib.rs:9:41`. Functions that were inlined into one
-/// another are frames of their own. Frames of the language's own library are left out when there are others:
-/// what led there is in the panic's text.
-fn render(modules: &[Readable], frames: &[Frame]) -> String {
-    let (mut own, mut all) = (Vec::new(), Vec::new());
-    for frame in frames {
-        let places = places(modules, frame);
-        if places.is_empty() {
-            all.push(frame.function.clone());
-        }
-        for place in places {
-            let name = place.function.unwrap_or_else(|| frame.function.clone());
-            let Some(file) = place.file else {
-                all.push(name);
-                continue;
-            };
-            let text = format!(
-                "{name} at {}:{}:{}",
-                short_path(&file),
-                place.line,
-                place.column
-            );
-            if !LIBRARIES.iter().any(|library| file.starts_with(library)) {
-                own.push(text.clone());
-            }
-            all.push(text);
-        }
-    }
-    let lines = if own.is_empty() { all } else { own };
-    bounded(folded(&lines).as_bytes(), MAX_TEXT_BYTES)
-}
-
-/// A place in the sources.
-struct Place {
-    function: Option<String>,
-    file: Option<String>,
-    line: u32,
-    column: u32,
-}
-
-/// The place of a frame and of the functions that were inlined around it, innermost first.
-fn places(modules: &[Readable], frame: &Frame) -> Vec<Place> {
-    let found = frame
-        .offset
-        .and_then(|offset| usize::try_from(offset).ok())
-        .and_then(|offset| {
-            let module = modules
-                .iter()
-                .find(|module| module.code.contains(&offset))?;
-            Some((offset - module.code.start, module.context.as_ref()?))
-        });
-    let Some((address, context)) = found else {
-        return Vec::new();
-    };
-    let Ok(mut frames) = context.find_frames(address as u64).skip_all_loads() else {
-        return Vec::new();
-    };
-    let mut places = Vec::new();
-    while let Ok(Some(frame)) = frames.next() {
-        let name = frame.function.as_ref();
-        let name = name.and_then(|function| function.raw_name().ok());
-        let location = frame.location.as_ref();
-        places.push(Place {
-            function: name.map(|name| name.into_owned()),
-            file: location.and_then(|location| Some(location.file?.to_owned())),
-            line: location.and_then(|location| location.line).unwrap_or(0),
-            column: location.and_then(|location| location.column).unwrap_or(0),
-        });
-    }
-    places
-}
-
-/// `points/src/lib.rs` for a path of the machine that built the component.
-fn short_path(file: &str) -> &str {
-    let Some(source) = file.rfind("/src/") else {
-        return file;
-    };
-    let package = file[..source].rfind('/').map_or(0, |slash| slash + 1);
-    &file[package..]
-}
-
-/// Lines, with those that repeat written once and counted.
-fn folded(lines: &[String]) -> String {
-    let runs = lines.chunk_by(|a, b| a == b).map(|run| match run {
-        [line] => line.clone(),
-        _ => format!("{} ({} times)", run[0], run.len()),
-    });
-    runs.collect::<Vec<_>>().join("\n")
 }

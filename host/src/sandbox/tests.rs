@@ -8,6 +8,7 @@ mod running;
 mod session;
 mod views;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
@@ -32,11 +33,12 @@ fn sandbox() -> Arc<Sandbox> {
         max_memory: 64 * MIB,
         max_table_elements: 100_000,
         metered: false,
+        compile_timeout: crate::config::COMPILE_TIMEOUT,
     };
     Sandbox::new(options).expect("the engine starts")
 }
 
-fn load(component: &[u8]) -> Plugin {
+pub(super) fn load(component: &[u8]) -> Plugin {
     load_into(&SANDBOX, component)
 }
 
@@ -64,7 +66,7 @@ fn environment() -> Environment {
             wall: Duration::from_secs(60),
             ..Limits::default()
         },
-        config: BTreeMap::from([("rate".into(), "10".into())]),
+        config: BTreeMap::from([("rate".into(), "10".into())]).into(),
         composer: Composer {
             consumer: ConsumerId(1),
             targets: BTreeMap::from([("events".into(), target)]),
@@ -133,12 +135,18 @@ async fn run_in(environment: Environment, component: &[u8]) -> Run {
         .await
 }
 
+pub(super) async fn run_loaded(plugin: &Plugin) -> Run {
+    plugin
+        .run(&Arc::new(environment()), attempt("key"), transaction().0)
+        .await
+}
+
 async fn run(component: &[u8]) -> Run {
     run_in(environment(), component).await
 }
 
 /// The failure that a run ended in.
-fn failure(run: Run) -> Failure {
+pub(super) fn failure(run: Run) -> Failure {
     match run.verdict {
         Verdict::Failed(failure) => failure,
         other => panic!("the run did not fail: {other:?}"),

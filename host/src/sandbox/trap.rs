@@ -16,6 +16,9 @@ use super::text::{MAX_TEXT_BYTES, bounded};
 /// What the engine says when a call passes more than the hostcall fuel allows. The error has no public type.
 const HOSTCALL_FUEL_TEXT: &str = "too much data is being copied between the host and the guest";
 
+/// What is shown of a function's name.
+const MAX_NAME_BYTES: usize = 256;
+
 /// The verdict on an attempt that the engine ended, and the calls that were open, innermost first.
 pub(super) fn verdict(error: wasmtime::Error, output: &str) -> (Verdict, Vec<Frame>) {
     let frames = error
@@ -40,7 +43,8 @@ pub(super) fn verdict(error: wasmtime::Error, output: &str) -> (Verdict, Vec<Fra
 fn frames(backtrace: &WasmBacktrace) -> Vec<Frame> {
     let frames = backtrace.frames().iter().map(|frame| Frame {
         function: match frame.func_name() {
-            Some(name) => name.to_owned(),
+            // It is as long as the component says, and shown for each frame.
+            Some(name) => bounded(name.as_bytes(), MAX_NAME_BYTES),
             None => format!("function {}", frame.func_index()),
         },
         offset: frame.module_offset().map(|offset| offset as u64),

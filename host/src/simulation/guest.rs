@@ -17,6 +17,7 @@ pub static PLUGIN: LazyLock<Arc<PluginFile>> = LazyLock::new(|| {
         max_memory: 16 << 20,
         max_table_elements: 10_000,
         metered: false,
+        compile_timeout: crate::config::COMPILE_TIMEOUT,
     };
     let sandbox = Sandbox::new(options).expect("the engine starts");
     let plugin = Plugin::from_bytes(&sandbox, "simulation.wasm", &handler());

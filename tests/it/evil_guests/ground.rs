@@ -27,6 +27,7 @@ pub struct Ground<'p> {
     component: PathBuf,
     limits: String,
     functions: String,
+    text_log: bool,
     /// The guest sends messages, as a good one does.
     sends: bool,
 }
@@ -46,6 +47,7 @@ pub struct Parked {
     pub code: String,
     pub error: String,
     pub stderr: String,
+    pub backtrace: String,
 }
 
 impl Aftermath {
@@ -62,6 +64,10 @@ impl<'p> Ground<'p> {
     pub fn new(place: &'p Place, scene: Scene, guest: &str) -> anyhow::Result<Ground<'p>> {
         let component = match guest {
             "table_bomb" => component::of_table_bomb(&place.dir)?,
+            "hostile_debug_information" => component::with_hostile_debug_information(
+                &place.dir,
+                &host::guest("guest_recursion")?,
+            )?,
             _ => host::guest(&format!("guest_{guest}"))?,
         };
         Ok(Ground {
@@ -71,6 +77,7 @@ impl<'p> Ground<'p> {
             component,
             limits: "{}".to_owned(),
             functions: "[]".to_owned(),
+            text_log: false,
             sends: true,
         })
     }
@@ -82,6 +89,12 @@ impl<'p> Ground<'p> {
 
     pub fn functions(mut self, toml: &str) -> Self {
         self.functions = toml.to_owned();
+        self
+    }
+
+    /// The host's log is as people read it.
+    pub fn text_log(mut self) -> Self {
+        self.text_log = true;
         self
     }
 
@@ -184,9 +197,13 @@ impl<'p> Ground<'p> {
                 "targets",
                 r#"{ out = { exchange = "", routing-key = "out" } }"#,
             );
-        Ok(match self.scene.store.is_postgres() {
+        let config = match self.scene.store.is_postgres() {
             true => self.scene.config("host", consumer),
             false => Config::new("host", &self.scene.store.url, "embedded:").consumer(consumer),
+        };
+        Ok(match self.text_log {
+            true => config.log_line("format = \"text\""),
+            false => config,
         })
     }
 
@@ -282,18 +299,20 @@ impl<'p> Ground<'p> {
             false => "CAST(key AS TEXT)",
         };
         let sql = format!(
-            "SELECT {key} || '\u{1}' || code || '\u{1}' || error || '\u{1}' || stderr FROM hapax_waiting \
+            "SELECT {key} || '\u{1}' || code || '\u{1}' || error || '\u{1}' || stderr \
+             || '\u{1}' || backtrace FROM hapax_waiting \
              WHERE status = 'parked' ORDER BY key"
         );
         let rows = self.scene.store.texts(&sql).await?;
         let parked = rows.iter().map(|row| {
-            let mut fields = row.splitn(4, '\u{1}').map(str::to_owned);
-            let mut next = || fields.next().context("the query returns four fields");
+            let mut fields = row.splitn(5, '\u{1}').map(str::to_owned);
+            let mut next = || fields.next().context("the query returns five fields");
             Ok(Parked {
                 order: next()?,
                 code: next()?,
                 error: next()?,
                 stderr: next()?,
+                backtrace: next()?,
             })
         });
         parked.collect()

@@ -553,6 +553,7 @@ async fn load(project: &Project, metrics: &Metrics) -> Result<Arc<PluginFile>, E
         max_memory: limits.memory,
         max_table_elements: limits.table_elements,
         metered: true,
+        compile_timeout: config::COMPILE_TIMEOUT,
     })
     .map_err(StartError::Sandbox)?;
     let cache = project.config.host.cache.as_deref();

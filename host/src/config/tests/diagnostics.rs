@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use proptest::prelude::*;
+
 use super::*;
 
 #[track_caller]
@@ -60,10 +62,156 @@ fn no_quoted_line_shows_a_secret() {
     }
 }
 
+/// What hides a value forgets nothing that is shown elsewhere, and shows nothing that is new.
+#[test]
+fn each_field_of_the_configuration_is_plain_or_a_secret() {
+    fn names(value: &toml::Value, parent: &str, found: &mut Vec<String>) {
+        match value {
+            toml::Value::Table(fields) => {
+                for (name, value) in fields {
+                    if !["targets", "config"].contains(&parent) {
+                        found.push(name.clone());
+                    }
+                    names(value, name, found);
+                }
+            }
+            toml::Value::Array(values) => {
+                values.iter().for_each(|value| names(value, parent, found));
+            }
+            _ => {}
+        }
+    }
+    let full = include_str!("../../../../tests/fixtures/config/full.toml");
+    let mut found = Vec::new();
+    names(&toml::from_str(full).expect("valid"), "", &mut found);
+    found.retain(|name| !quotable::is_known(name));
+    assert!(
+        found.is_empty(),
+        "config/quotable.rs does not say whether these are secrets: {found:?}"
+    );
+}
+
+/// A file with a secret in every place that one can be in, and a problem that quotes its line. Pieces of a secret
+/// are as bad as all of it.
+fn full_of(secret: &str) -> String {
+    format!(
+        r#"[store]
+url = "postgres://app:{secret}@db:5432/shop?password={secret}"
+schema = "Bad Schema"
+
+[broker]
+url = "amqp://app:{secret}@mq/%2f"   # was amqp://old:{secret}@mq
+heartbeat = 1
+
+[admin]
+token = "{secret}"
+listen = 5
+
+[[consumer]]
+name = "c"
+queue = "q"
+plugin = "c.wasm"
+key = ["message-id", "nonsense"]
+config = {{ rate = 5, partner-key = "{secret}", name = '{secret}', key = {{ env = "HOME" }} }}
+targets = {{ audit = {{ exchange = "audit", routing-key = 7 }} }}
+
+[[consumer]]
+admin = {{ token = "{secret}", lisen = "off" }}
+name = "d"
+queue = "q"
+[consumer.config]
+type = 7
+queue = """
+{secret}
+"""
+name = "{secret}"
+"#
+    )
+}
+
+/// What slips of the finger do to a file: a character is lost, or another one comes.
+fn slips() -> impl Strategy<Value = Vec<(f64, Option<char>)>> {
+    let characters = "\"'=[]{}#,\n:@/ ax".chars().collect::<Vec<_>>();
+    let slip = (
+        0.0..1.0,
+        proptest::option::of(proptest::sample::select(characters)),
+    );
+    proptest::collection::vec(slip, 1..4)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn no_slip_of_the_finger_shows_a_secret(slips in slips(), special in "[@#/?%:&=+]?") {
+        let secret = format!("Zq7wK{special}xV4jHpL9tR");
+        let mut text = full_of(&secret);
+        for (at, character) in slips {
+            let mut at = (text.len() as f64 * at) as usize;
+            while !text.is_char_boundary(at) {
+                at -= 1;
+            }
+            match character {
+                Some(character) => text.insert(at, character),
+                None => drop(text.remove(at)),
+            }
+        }
+        let Err(problems) = read(&text) else {
+            return Ok(());
+        };
+        let said = format!("{problems}{problems:?}{}", problems.render(true));
+        for piece in ["Zq7wK", "V4jHp", "HpL9t"] {
+            prop_assert!(!said.contains(piece), "{piece} of {text}\nis in\n{said}");
+        }
+    }
+}
+
+#[test]
+fn malformed_urls_are_named_and_not_shown() {
+    let secret = "Zq7wKxV4jH";
+    let urls = [
+        format!("postgres//app:{secret}@db/shop"),
+        format!("amqp:/app:{secret}@mq"),
+        format!("amqp://app:p@ss#{secret}@mq"),
+        format!("amqp://app:{secret}@mq:99999"),
+        format!("amqp://app:{secret}@a,b"),
+        format!("amqp://app:x@a/%2f,amqp://app:{secret}@b/%2f"),
+        format!("amqp://app:{secret}"),
+        format!("{secret}://app"),
+        secret.to_owned(),
+    ];
+    for url in urls {
+        for table in ["store", "broker"] {
+            let said = bad(&format!("[{table}]\nurl = \"{url}\"\n")).render(false);
+            assert!(!said.contains(secret), "{said}");
+            assert!(said.contains("= help: "), "{said}");
+        }
+    }
+    let said = bad(&format!("[admin]\ntoken = {{ env = \"{secret}!\" }}")).render(false);
+    assert!(!said.contains(secret), "{said}");
+    assert!(said.contains("`env` names no variable"), "{said}");
+}
+
+#[test]
+fn what_prints_a_configuration_prints_no_setting_of_a_handler() {
+    let config = good(&consumer(
+        "key = 'message-id'\nconfig = { partner-key = 'hunter2' }",
+    ));
+    let printed = format!("{config:?} {config:#?}");
+    assert!(!printed.contains("hunter2"), "{printed}");
+    assert!(printed.contains("partner-key"), "{printed}");
+}
+
+#[test]
+fn a_name_that_steers_a_terminal_is_shown_as_an_escape() {
+    let said = bad("\"\\u001b[2J\" = 1").render(false);
+    assert!(!said.contains('\u{1b}'), "{said:?}");
+}
+
 #[test]
 fn a_quoted_line_keeps_what_is_no_secret() {
-    let shown = "admin = { token = '***', listn = 'off' }";
-    let rendered = bad(r"admin = { token = 't0p\', listn = 'off' }").render(false);
+    let shown = "admin = { token = '***', listen = 'of' }";
+    let rendered = bad(r"admin = { token = 't0p\', listen = 'of' }").render(false);
     assert!(rendered.contains(shown), "{rendered}");
     let reference = "token = { env = 'EMPTY' }";
     let rendered = bad(&format!("[admin]\n{reference}")).render(false);
@@ -125,16 +273,16 @@ fn stores_say_which_urls_they_take() {
         help: write `sqlite:FILE` or `postgres://USER:PASSWORD@HOST/DATABASE`
 
         postgres:db
-        `//` is missing after `postgres:`
-        help: write `sqlite:FILE` or `postgres://USER:PASSWORD@HOST/DATABASE`
+        `//` is missing after the `:`
+        help: write `SCHEME://USER:PASSWORD@HOST/…`, with `://` after the scheme
 
         hapax.db
         not a URL
         help: write `sqlite:FILE` or `postgres://USER:PASSWORD@HOST/DATABASE`
 
         postgres://u:p/w@db
-        invalid port number
-        help: percent-encode `/`, `@`, `:` and other special characters in the user and the password
+        an `@` after a `/` or a `?`, which end the user's part
+        help: percent-encode special characters in the user and the password: `@` is `%40`, `:` is `%3A`, `/` is `%2F`, `?` is `%3F`, `#` is `%23`, `%` is `%25`
 
     "#]]
     .assert_eq(&said);
@@ -156,16 +304,16 @@ fn brokers_say_which_urls_they_take() {
         .concat();
     expect![[r#"
         amqp:
-        `//` is missing after `amqp:`
-        help: write `amqp://USER:PASSWORD@HOST:5672/%2f` or `amqps://…`
+        `//` is missing after the `:`
+        help: write `SCHEME://USER:PASSWORD@HOST/…`, with `://` after the scheme
 
         amqp://
         names no host
         help: write `amqp://USER:PASSWORD@HOST:5672/%2f` or `amqps://…`
 
         amqp://u:p/w@mq
-        an `@` stands behind the host
-        help: percent-encode `@` as %40, `:` as %3A, `/` as %2F, `?` as %3F and `#` as %23 in user, password and virtual host
+        an `@` after a `/` or a `?`, which end the user's part
+        help: percent-encode special characters in the user and the password: `@` is `%40`, `:` is `%3A`, `/` is `%2F`, `?` is `%3F`, `#` is `%23`, `%` is `%25`
 
         kafka://mq
         unknown kind of broker

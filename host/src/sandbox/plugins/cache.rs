@@ -5,7 +5,9 @@
 //! compiled, what cannot be written is not kept, and a person is told. Files are written under another
 //! name, synced and renamed; machine code is read into memory of its own and never mapped, so that no
 //! file that changes can change what runs. Code is accepted only with the checksum that was made of it,
-//! from a directory that nobody else can write to.
+//! through a handle of a directory to which nobody else has, or can make, a way.
+
+mod directory;
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
@@ -17,6 +19,8 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
+
+use directory::Directory;
 
 /// What stands before the machine code: this, and the SHA-256 of what follows.
 const MAGIC: &[u8; 8] = b"hapax-c1";
@@ -40,7 +44,9 @@ pub type PluginDigest = [u8; 32];
 /// A directory of the cache. Several processes may share it.
 #[derive(Debug)]
 pub struct Cache {
-    root: PathBuf,
+    components: Directory,
+    code: Directory,
+    versions: Directory,
     /// A person was told that nothing can be written.
     complained: AtomicBool,
 }
@@ -49,52 +55,55 @@ impl Cache {
     /// Opens the cache in a directory, which is made when it is not there. `None`, and a warning, when it
     /// is not fit to take machine code from.
     pub fn open(root: &Path) -> Option<Self> {
-        let cache = Self {
-            root: root.to_owned(),
-            complained: AtomicBool::new(false),
+        let open = |part: &str| {
+            let path = root.join(part);
+            let opened = Directory::open(&path).inspect(Directory::remove_leftovers);
+            opened.map_err(|error| (path, error))
         };
-        for part in [Part::Components, Part::Code, Part::Versions] {
-            let directory = cache.directory(part);
-            if let Err(error) = make_private(&directory) {
+        let cache = open("components").and_then(|components| {
+            Ok(Self {
+                components,
+                code: open("code")?,
+                versions: open("versions")?,
+                complained: AtomicBool::new(false),
+            })
+        });
+        cache
+            .inspect_err(|(directory, error)| {
                 tracing::warn!(
                     directory = %directory.display(), %error,
                     "Plugins are not cached: each start compiles them again, and no earlier version is kept"
                 );
-                return None;
-            }
-            remove_leftovers(&directory);
-        }
-        Some(cache)
+            })
+            .ok()
     }
 
     /// The machine code of a component, if it is there and as it was written.
     pub(super) fn code(&self, engine: &Engine, digest: &PluginDigest) -> Option<Component> {
-        let path = self.code_path(engine, digest);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
+        let name = code_name(engine, digest);
+        let bytes = match self.code.read(&name) {
+            Ok(bytes) => Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => {
-                tracing::warn!(file = %path.display(), %error, "Cached machine code cannot be read");
-                return None;
-            }
+            Err(error) => Err(error.to_string()),
         };
-        let code = checked(&bytes).and_then(|code| {
+        let code = bytes.and_then(|bytes| {
+            let code = checked(&bytes)?;
             // SAFETY: the bytes are what this engine serialised: their checksum was written with them,
-            // into a directory that only this user can write to. They are copied, not mapped.
+            // by this user into a directory that nobody else can write to. They are copied, not mapped.
             unsafe { Component::deserialize(engine, code) }
                 .map_err(|error| error.root_cause().to_string())
         });
         match code {
             Ok(component) => {
-                touch(&path);
+                self.code.touch(&name);
                 Some(component)
             }
             Err(error) => {
                 tracing::warn!(
-                    file = %path.display(), error,
-                    "Cached machine code is damaged; the plugin is compiled again"
+                    file = %self.code.path_of(&name).display(), error,
+                    "Cached machine code is not taken; the plugin is compiled again"
                 );
-                let _ = fs::remove_file(&path);
+                let _ = self.code.remove(&name);
                 None
             }
         }
@@ -102,54 +111,56 @@ impl Cache {
 
     /// Keeps the machine code of a component.
     pub(super) fn keep_code(&self, engine: &Engine, digest: &PluginDigest, component: &Component) {
-        let path = self.code_path(engine, digest);
+        let name = code_name(engine, digest);
         let written = component
             .serialize()
             .map_err(|error| io::Error::other(error.root_cause().to_string()))
             .and_then(|code| {
                 let checksum: [u8; CHECKSUM_BYTES] = Sha256::digest(&code).into();
-                write(&path, &[MAGIC, &checksum, &code])
+                self.code.write(&name, &[MAGIC, &checksum, &code])
             });
-        self.settle(Part::Code, &path, written);
+        self.settle(&self.code, &name, written);
     }
 
     /// The bytes of a component that was loaded before.
     pub fn component(&self, digest: &PluginDigest) -> Option<Vec<u8>> {
-        let path = self.component_path(digest);
-        let bytes = fs::read(&path).ok()?;
+        let name = component_name(digest);
+        let bytes = self.components.read(&name).ok()?;
         let found: PluginDigest = Sha256::digest(&bytes).into();
         if found == *digest {
-            touch(&path);
+            self.components.touch(&name);
             return Some(bytes);
         }
-        tracing::warn!(file = %path.display(), "The kept copy of a plugin is damaged");
-        let _ = fs::remove_file(&path);
+        let file = self.components.path_of(&name);
+        tracing::warn!(file = %file.display(), "The kept copy of a plugin is damaged");
+        let _ = self.components.remove(&name);
         None
     }
 
     /// Keeps a component, so that a rollback finds it when its file holds another one. A copy that is damaged
     /// is written anew. Says whether there was none.
     pub(super) fn keep_component(&self, digest: &PluginDigest, bytes: &[u8]) -> bool {
-        let path = self.component_path(digest);
-        let there = fs::read(&path).ok();
-        if there.as_deref() == Some(bytes) {
-            touch(&path);
+        let name = component_name(digest);
+        let there = self.components.read(&name);
+        if there.as_deref().is_ok_and(|there| there == bytes) {
+            self.components.touch(&name);
             return false;
         }
-        let written = write(&path, &[bytes]);
-        self.settle(Part::Components, &path, written);
-        there.is_none()
+        let written = self.components.write(&name, &[bytes]);
+        self.settle(&self.components, &name, written);
+        there.is_err()
     }
 
     /// Does not keep a component after all.
     pub(super) fn forget_component(&self, digest: &PluginDigest) {
         // Where it cannot be removed it takes room, until it has not been used for longest.
-        let _ = fs::remove_file(self.component_path(digest));
+        let _ = self.components.remove(&component_name(digest));
     }
 
     /// Which versions a plugin's file has held, the newest last. Empty when that is not known.
     pub fn versions(&self, file: &Path) -> Vec<PluginDigest> {
-        let text = fs::read_to_string(self.versions_path(file)).unwrap_or_default();
+        let text = self.versions.read(&versions_name(file)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let digests = text.lines().filter_map(|line| {
             let mut digest = PluginDigest::default();
             hex::decode_to_slice(line, &mut digest).ok()?;
@@ -165,44 +176,18 @@ impl Cache {
             .iter()
             .map(|digest| hex::encode(digest) + "\n")
             .collect();
-        let path = self.versions_path(file);
-        let written = write(&path, &[lines.as_bytes()]);
-        self.settle(Part::Versions, &path, written);
-    }
-
-    fn directory(&self, part: Part) -> PathBuf {
-        self.root.join(match part {
-            Part::Components => "components",
-            Part::Code => "code",
-            Part::Versions => "versions",
-        })
-    }
-
-    fn component_path(&self, digest: &PluginDigest) -> PathBuf {
-        let name = format!("{}.wasm", hex::encode(digest));
-        self.directory(Part::Components).join(name)
-    }
-
-    fn code_path(&self, engine: &Engine, digest: &PluginDigest) -> PathBuf {
-        let name = format!("{}-{:016x}", hex::encode(digest), engine_hash(engine));
-        self.directory(Part::Code).join(name)
-    }
-
-    /// Projects name their files alike, and share a cache: what counts is the whole path. Links in it are
-    /// not followed, since a history belongs to the name and not to what it leads to today.
-    fn versions_path(&self, file: &Path) -> PathBuf {
-        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-        let name = hex::encode(&Sha256::digest(file.as_os_str().as_encoded_bytes())[..16]);
-        self.directory(Part::Versions).join(name)
+        let name = versions_name(file);
+        let written = self.versions.write(&name, &[lines.as_bytes()]);
+        self.settle(&self.versions, &name, written);
     }
 
     /// Tells a person once when nothing can be kept, and makes room when something was.
-    fn settle(&self, part: Part, path: &Path, written: io::Result<()>) {
+    fn settle(&self, directory: &Directory, name: &str, written: io::Result<()>) {
         match written {
-            Ok(()) => trim(&self.directory(part), path),
+            Ok(()) => directory.trim(name, MAX_BYTES),
             Err(error) if !self.complained.swap(true, Ordering::Relaxed) => {
                 tracing::warn!(
-                    file = %path.display(), %error,
+                    file = %directory.path_of(name).display(), %error,
                     "The plugin cache cannot be written; plugins run as well, and are compiled at each start"
                 );
             }
@@ -211,11 +196,19 @@ impl Cache {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Part {
-    Components,
-    Code,
-    Versions,
+fn component_name(digest: &PluginDigest) -> String {
+    format!("{}.wasm", hex::encode(digest))
+}
+
+fn code_name(engine: &Engine, digest: &PluginDigest) -> String {
+    format!("{}-{:016x}", hex::encode(digest), engine_hash(engine))
+}
+
+/// Projects name their files alike, and share a cache: what counts is the whole path. Links in it are
+/// not followed, since a history belongs to the name and not to what it leads to today.
+fn versions_name(file: &Path) -> String {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    hex::encode(&Sha256::digest(file.as_os_str().as_encoded_bytes())[..16])
 }
 
 /// What depends on the engine's version, its settings and the processor.
@@ -273,31 +266,6 @@ fn new_name() -> String {
     format!("{NEW}{:016x}", RandomState::new().hash_one(()))
 }
 
-/// Makes a directory that nobody else can write to, or insists that it is one.
-fn make_private(directory: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::DirBuilderExt;
-        builder.mode(0o700);
-    }
-    builder.create(directory)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let there = fs::metadata(directory)?;
-        let own = rustix::process::geteuid().as_raw();
-        if there.mode() & 0o022 != 0 || (there.uid() != own && there.uid() != 0) {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "other users can write to it; machine code is taken from no such place",
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// Removes what [`write`] has left in a directory when its process was killed.
 pub fn remove_leftovers(directory: &Path) {
     for (path, there) in entries(directory) {
@@ -314,24 +282,6 @@ pub fn remove_leftovers(directory: &Path) {
     }
 }
 
-/// Removes what was not used for longest, until the rest is small enough.
-fn trim(directory: &Path, keep: &Path) {
-    let mut files = entries(directory);
-    let mut bytes: u64 = files.iter().map(|(_, there)| there.len()).sum();
-    if bytes <= MAX_BYTES {
-        return;
-    }
-    files.sort_by_key(|(_, there)| there.modified().unwrap_or(SystemTime::UNIX_EPOCH));
-    for (path, there) in files {
-        if bytes <= MAX_BYTES {
-            break;
-        }
-        if path != keep && fs::remove_file(&path).is_ok() {
-            bytes -= there.len();
-        }
-    }
-}
-
 fn entries(directory: &Path) -> Vec<(PathBuf, fs::Metadata)> {
     let Ok(entries) = fs::read_dir(directory) else {
         return Vec::new();
@@ -342,14 +292,6 @@ fn entries(directory: &Path) -> Vec<(PathBuf, fs::Metadata)> {
             Some((entry.path(), entry.metadata().ok()?))
         })
         .collect()
-}
-
-/// Marks a file as just used. It may be somebody else's to mark, which is no matter.
-fn touch(path: &Path) {
-    let _ = File::options()
-        .append(true)
-        .open(path)
-        .and_then(|file| file.set_modified(SystemTime::now()));
 }
 
 #[cfg(test)]

@@ -81,10 +81,15 @@ const WORLD: &str = "package test:guest;
 /// Memory is zero from 1024 to 2048, so that `i32.const 1024` is the result `ok(done)`; what the host
 /// returns or passes is put at 8192 and above.
 pub fn guest(declarations: &str, body: &str) -> Vec<u8> {
+    component(&guest_module(declarations, body))
+}
+
+/// The core module of [`guest`], as text.
+pub fn guest_module(declarations: &str, body: &str) -> String {
     let (imports, others): (Vec<_>, Vec<_>) = declarations
         .lines()
         .partition(|line| line.trim_start().starts_with("(import"));
-    let module = format!(
+    format!(
         "(module $guest {}
            (memory (export \"memory\") 2)
            (global $next (mut i32) (i32.const 8192))
@@ -97,13 +102,16 @@ pub fn guest(declarations: &str, body: &str) -> Vec<u8> {
            (func $handle (export \"handle\") (param $envelope i32) (result i32) {body}))",
         imports.join("\n"),
         others.join("\n"),
-    );
-    component(&module)
+    )
 }
 
 /// A core module with the exports of the world, as a component.
 pub fn component(module: &str) -> Vec<u8> {
-    let mut wasm = wat::parse_str(module).expect("the module is well-formed");
+    encode(wat::parse_str(module).expect("the module is well-formed"))
+}
+
+/// The same for a module as bytes.
+pub fn encode(mut wasm: Vec<u8>) -> Vec<u8> {
     let mut resolve = Resolve::new();
     let wit = concat!(env!("CARGO_MANIFEST_DIR"), "/../wit");
     resolve.push_path(wit).expect("the WIT is well-formed");

@@ -181,6 +181,7 @@ async fn plugins_that_are_tried_out_take_no_lane_s_place() {
         max_memory: MIB,
         max_table_elements: 1_000,
         metered: false,
+        compile_timeout: crate::config::COMPILE_TIMEOUT,
     });
     let sandbox = sandbox.expect("the engine starts");
     let mut tried_out = Vec::new();

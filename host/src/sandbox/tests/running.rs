@@ -496,6 +496,7 @@ async fn more_runs_than_instances_wait_for_each_other() {
         max_memory: MIB,
         max_table_elements: 1_000,
         metered: false,
+        compile_timeout: crate::config::COMPILE_TIMEOUT,
     };
     let sandbox = Sandbox::new(options).expect("the engine starts");
     let component = statement("DELETE FROM t_rows", 100);
@@ -515,6 +516,7 @@ async fn without_room_for_a_pool_instances_are_made_on_demand() {
         max_memory: 64 * MIB,
         max_table_elements: 100_000,
         metered: false,
+        compile_timeout: crate::config::COMPILE_TIMEOUT,
     };
     let sandbox = Sandbox::new(options).expect("the engine starts");
     let component = guest("", "(i32.const 1024)");

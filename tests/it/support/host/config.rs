@@ -26,6 +26,7 @@ pub struct Config {
     store_lines: Vec<String>,
     broker_lines: Vec<String>,
     host_lines: Vec<String>,
+    log_lines: Vec<String>,
     /// Where plugins are cached: one place for all tests, unless a test is about it.
     cache: PathBuf,
     consumers: Vec<Consumer>,
@@ -50,6 +51,7 @@ impl Config {
             store_lines: vec!["migrate = true".to_owned()],
             broker_lines: Vec::new(),
             host_lines: Vec::new(),
+            log_lines: Vec::new(),
             cache: place::root().join("cache/hapax"),
             consumers: Vec::new(),
         }
@@ -87,6 +89,12 @@ impl Config {
     /// Adds a line to `[host]`.
     pub fn host_line(mut self, line: &str) -> Config {
         self.host_lines.push(line.to_owned());
+        self
+    }
+
+    /// Adds a line to `[log]`.
+    pub fn log_line(mut self, line: &str) -> Config {
+        self.log_lines.push(line.to_owned());
         self
     }
 
@@ -128,6 +136,10 @@ impl Config {
         }
         writeln!(text, "[host]\ncache = \"{}\"", self.cache.display())?;
         for line in &self.host_lines {
+            writeln!(text, "{line}")?;
+        }
+        writeln!(text, "[log]")?;
+        for line in &self.log_lines {
             writeln!(text, "{line}")?;
         }
         writeln!(text, "[health]\nlisten = \"{}\"", self.health)?;

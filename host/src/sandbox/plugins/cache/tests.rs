@@ -62,7 +62,91 @@ fn a_damaged_copy_of_the_same_length_is_written_anew() {
     let bytes = b"a component";
     let digest: PluginDigest = Sha256::digest(bytes).into();
     assert!(cache.keep_component(&digest, bytes));
-    fs::write(cache.component_path(&digest), b"A component").expect("written");
+    let copy = cache.components.path_of(&component_name(&digest));
+    fs::write(copy, b"A component").expect("written");
     assert!(!cache.keep_component(&digest, bytes), "there was a copy");
     assert_eq!(cache.component(&digest).as_deref(), Some(&bytes[..]));
+}
+
+#[cfg(unix)]
+mod others {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    const NOBODY: u32 = 65_534;
+
+    /// Giving files away is root's privilege.
+    fn is_root() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    fn allow(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
+    }
+
+    #[test]
+    fn a_cache_on_whose_way_others_can_write_is_not_used() {
+        let place = place();
+        let parent = place.path().join("parent");
+        let root = parent.join("cache");
+        assert!(Cache::open(&root).is_some());
+        for mode in [0o777, 0o775] {
+            allow(&parent, mode);
+            assert!(Cache::open(&root).is_none(), "{mode:o}");
+        }
+        // As `/tmp`: others may write, and not remove what is ours.
+        allow(&parent, 0o1777);
+        assert!(Cache::open(&root).is_some());
+        allow(&root.join("code"), 0o1777);
+        assert!(Cache::open(&root).is_none(), "a new file may be theirs");
+        allow(&root.join("code"), 0o700);
+        if is_root() {
+            chown(&parent, Some(NOBODY), None).expect("root may");
+            assert!(Cache::open(&root).is_none());
+            // The way is what counts, not its name.
+            let link = place.path().join("link");
+            symlink(&parent, &link).expect("made");
+            assert!(Cache::open(&link.join("cache")).is_none());
+        }
+    }
+
+    #[test]
+    fn a_cache_that_was_replaced_under_its_path_is_the_one_that_was_opened() {
+        let place = place();
+        let root = place.path().join("cache");
+        let cache = Cache::open(&root).expect("a cache");
+        cache.keep_versions(Path::new("/a.wasm"), &[[1; 32]]);
+        fs::rename(&root, place.path().join("aside")).expect("ours");
+        let forged = Cache::open(&root).expect("another one");
+        forged.keep_versions(Path::new("/a.wasm"), &[[2; 32]]);
+        assert_eq!(cache.versions(Path::new("/a.wasm")), [[1; 32]]);
+    }
+
+    #[test]
+    fn a_file_that_others_can_have_written_is_not_taken() {
+        let place = place();
+        let cache = Cache::open(place.path()).expect("a cache");
+        let name = "a";
+        let file = cache.code.path_of(name);
+        let is_taken = || cache.code.read(name).is_ok();
+        cache.code.write(name, &[b"code"]).expect("written");
+        assert!(is_taken());
+        allow(&file, 0o622);
+        assert!(!is_taken());
+        allow(&file, 0o600);
+        assert!(is_taken());
+        if is_root() {
+            chown(&file, Some(NOBODY), None).expect("root may");
+            assert!(!is_taken());
+            chown(&file, Some(0), None).expect("root may");
+        }
+        let aside = cache.code.path_of("b");
+        fs::rename(&file, &aside).expect("ours");
+        symlink(&aside, &file).expect("made");
+        assert!(!is_taken());
+        fs::remove_file(&file).expect("ours");
+        fs::create_dir(&file).expect("made");
+        assert!(!is_taken());
+    }
 }
