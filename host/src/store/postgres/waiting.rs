@@ -8,7 +8,9 @@ use sqlx::postgres::PgRow;
 
 use super::ledger::seconds;
 use super::session::{PgQuery, PostgresSession, column};
-use crate::store::stored::{STATEMENT_BYTES, broken, distinct, message, split, text};
+use crate::store::stored::{
+    STATEMENT_BYTES, broken, calendar_micros, distinct, message, split, text,
+};
 use crate::store::{
     ConsumerId, Session, Start, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow,
 };
@@ -46,7 +48,7 @@ fn bind_filter<'q>(query: PgQuery<'q>, filter: &'q WaitingFilter) -> PgQuery<'q>
 
 /// A time of an operator, inside what the server can compare.
 fn time(micros: i64) -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(micros).unwrap_or_default()
+    DateTime::from_timestamp_micros(calendar_micros(micros)).unwrap_or_default()
 }
 
 impl PostgresSession {
