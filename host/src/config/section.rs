@@ -17,8 +17,8 @@ use super::reader::{Reported, Table};
 use super::rule::Invalid;
 use super::value::Value;
 use super::{
-    Admin, Broker, BrokerKind, COMPILE_TIMEOUT, Health, Host, Listen, Log, LogFormat, Secret, Store,
-    StoreKind,
+    Admin, Broker, BrokerKind, COMPILE_TIMEOUT, Health, Host, Listen, Log, LogFormat, Secret,
+    Store, StoreKind,
 };
 
 pub(super) fn store(mut table: Table<'_>) -> Result<Store, Reported> {

@@ -27,6 +27,11 @@ pub(super) fn timestamp_seconds(seconds: Option<i64>) -> Option<i64> {
     seconds.map(|seconds| seconds.clamp(0, LAST_SECOND))
 }
 
+/// A time that somebody has typed, inside what every dialect can compare with its own. Microseconds since the epoch.
+pub(super) fn calendar_micros(micros: i64) -> i64 {
+    micros.clamp(0, LAST_SECOND * 1_000_000)
+}
+
 /// A duration inside what every dialect can add to a time: a thousand years at most.
 pub(super) fn micros(duration: Duration) -> i64 {
     const THOUSAND_YEARS: i64 = 1_000 * 366 * 24 * 3_600 * 1_000_000;

@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use super::ledger::seconds;
 use super::session::{PgQuery, PostgresSession, column};
 use crate::store::stored::{
-    STATEMENT_BYTES, broken, distinct, encoding, split, text, waiting_message,
+    STATEMENT_BYTES, broken, calendar_micros, distinct, encoding, split, text, waiting_message,
 };
 use crate::store::{
     ConsumerId, Session, Start, Status, StoreError, WaitingFilter, WaitingRecord, WaitingRow,
@@ -49,7 +49,7 @@ fn bind_filter<'q>(query: PgQuery<'q>, filter: &'q WaitingFilter) -> PgQuery<'q>
 
 /// A time of an operator, inside what the server can compare.
 fn time(micros: i64) -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(micros).unwrap_or_default()
+    DateTime::from_timestamp_micros(calendar_micros(micros)).unwrap_or_default()
 }
 
 impl PostgresSession {
