@@ -7,8 +7,12 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
+use amq_protocol::frame::parse_frame;
+use hapax::amqp::Screen;
+use hapax::amqp::frames::FrameReader;
+use hapax::amqp::screen::Bounds;
 use hapax::config::{self, Outside};
 use hapax::effects::sql::rules::{Grants, Rules};
 use hapax::key::KeyRules;
@@ -142,6 +146,58 @@ pub fn headers(data: &[u8]) {
     // What cannot be written as a line says so; what can be is the same again.
     if let Ok(read) = read_line(&shown.to_string(), Some("orders")) {
         assert_eq!(write_message(&read), shown);
+    }
+}
+
+/// Whatever a broker sends, lapin gets frames that its parser reads, and it does not matter in which pieces the bytes
+/// come. The first byte chooses the pieces.
+pub fn frames(data: &[u8]) {
+    let [piece, stream @ ..] = data else {
+        return;
+    };
+    let (passed, broken) = screened(stream, stream.len().max(1));
+    assert_eq!(
+        screened(stream, usize::from(*piece) + 1),
+        (passed.clone(), broken)
+    );
+    let mut rest = &passed[..];
+    while !rest.is_empty() {
+        match parse_frame(rest) {
+            Ok((behind, _)) => rest = behind,
+            Err(error) => {
+                assert!(error.is_incomplete(), "{error:?}");
+                break;
+            }
+        }
+    }
+}
+
+/// What a reader of frames lets through of a stream that comes in such pieces, and whether it found it broken.
+fn screened(mut stream: &[u8], piece: usize) -> (Vec<u8>, bool) {
+    let bounds = Bounds {
+        max_body_bytes: 1000,
+        held_bytes: 3000,
+    };
+    let mut reader = FrameReader::new(Arc::new(Screen::new(bounds)), 0);
+    let mut passed = Vec::new();
+    let mut out = [0; 500];
+    loop {
+        match reader.give(&mut out) {
+            Ok(0) => {}
+            Ok(count) => {
+                passed.extend_from_slice(&out[..count]);
+                continue;
+            }
+            Err(_) => return (passed, true),
+        }
+        if stream.is_empty() {
+            return (passed, false);
+        }
+        let room = reader.room();
+        let count = piece.min(room.len()).min(stream.len());
+        room[..count].copy_from_slice(&stream[..count]);
+        stream = &stream[count..];
+        reader.filled(count);
     }
 }
 

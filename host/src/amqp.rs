@@ -2,17 +2,31 @@
 //!
 //! lapin's own recovery stays off: a recovered channel would let an acknowledgement of an old delivery
 //! reach a new one. Whoever loses a connection opens a new one and forgets what the old one delivered.
+//!
+//! Between the socket and lapin stands a reader of frames. lapin's parser recurses into headers without a bound, and
+//! gives the whole connection up for one byte that is not UTF-8; a producer chooses both. The reader lets through
+//! what lapin can read, and keeps the rest for those who ask its [`Screen`].
+
+pub mod frames;
+mod methods;
+pub mod screen;
+mod stream;
+pub mod url;
+pub mod walk;
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::maybe_done;
+use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{LongString, ShortString};
-use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 
 use crate::config::Secret;
+pub use screen::Screen;
+use url::UrlError;
 
 /// How long a goodbye may take.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -29,7 +43,7 @@ pub struct Address {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("{0} is not an AMQP URL: {1}")]
-    Url(Secret, String),
+    Url(Secret, UrlError),
     #[error("the broker at {0} does not answer within {1:?}")]
     Timeout(Secret, Duration),
     #[error("the broker at {0} cannot be used: {1}")]
@@ -37,23 +51,42 @@ pub enum ConnectError {
 }
 
 impl Address {
-    /// Opens a connection that the broker's operator sees under `name`.
+    /// Opens a connection that the broker's operator sees under `name`. What it cannot read reaches nobody: for those
+    /// who consume nothing.
     pub async fn connect(&self, name: &str) -> Result<Connection, ConnectError> {
-        let mut uri: AMQPUri = self
-            .url
-            .expose()
-            .parse()
-            .map_err(|error: String| ConnectError::Url(self.url.clone(), error))?;
+        self.connect_screened(name, Arc::new(Screen::open())).await
+    }
+
+    /// Opens a connection whose deliveries are let through, or withheld, as `screen` says. A screen is for one
+    /// connection. It also knows, from then on, which broker this is: [`Screen::server_version`].
+    pub async fn connect_screened(
+        &self,
+        name: &str,
+        screen: Arc<Screen>,
+    ) -> Result<Connection, ConnectError> {
+        self.connect_with(name, screen, OwnedTLSConfig::default())
+            .await
+    }
+
+    async fn connect_with(
+        &self,
+        name: &str,
+        screen: Arc<Screen>,
+        tls: OwnedTLSConfig,
+    ) -> Result<Connection, ConnectError> {
+        let mut uri = url::parse(self.url.expose())
+            .map_err(|error| ConnectError::Url(self.url.clone(), error))?;
         let heartbeat = u16::try_from(self.heartbeat.as_secs()).unwrap_or(u16::MAX);
         uri.query.heartbeat.get_or_insert(heartbeat);
         let properties =
             ConnectionProperties::default().with_connection_name(LongString::from(name));
-        match tokio::time::timeout(
-            self.connect_timeout,
-            Connection::connect_uri(uri, properties),
-        )
-        .await
-        {
+        let connecting = Connection::connector(
+            uri,
+            stream::runtime(),
+            async move |uri, _| Ok(stream::connect(&uri, &tls, screen.clone()).await?),
+            properties,
+        );
+        match tokio::time::timeout(self.connect_timeout, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(ConnectError::Broker(self.url.clone(), Box::new(error))),
             Err(_) => Err(ConnectError::Timeout(

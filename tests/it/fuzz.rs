@@ -59,6 +59,71 @@ pub async fn config(place: &Place) -> Checked {
     run(place, targets::config, &seeds)
 }
 
+pub async fn frames(place: &Place) -> Checked {
+    let start = method(0, [10, 10], b"\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US");
+    let mut properties = encoded();
+    // A name that is no text, tables within tables, and what is longer than a frame.
+    properties.push(b"\x00\x80\x02m\xff".to_vec());
+    properties.push(nested(100));
+    properties.push(
+        [
+            &[0x20, 0, 0, 3, 0xff, 0xff, 1, b'a', b'x', 0, 3, 0xff, 0xf8][..],
+            &[1; 0x3fff8],
+        ]
+        .concat(),
+    );
+    let mut seeds = vec![
+        vec![7],
+        vec![7, 21, 3, 3, 0, 2],
+        b"\x07HTTP/1.1 400 Bad Request".to_vec(),
+        b"\x07AMQP\0\x01\0\0".to_vec(),
+    ];
+    for (number, properties) in properties.iter().enumerate() {
+        for body in [0, 40, 1500] {
+            let mut seed = vec![u8::try_from(number * 40)?];
+            seed.extend(&start);
+            // 128 KiB a frame.
+            seed.extend(method(0, [10, 30], b"\0\x64\0\x02\0\0\0\0"));
+            for tag in 1..4 {
+                let names: [&[u8]; 3] = [b"\x01c\0\0\0\0\0\0\0", &[tag], b"\0\0\x03k\xc3\xa9"];
+                seed.extend(method(1, [60, 60], &names.concat()));
+                let size = u64::to_be_bytes(body);
+                seed.extend(frame(
+                    2,
+                    1,
+                    &[&[0, 60, 0, 0][..], &size, properties].concat(),
+                ));
+                if body > 0 {
+                    seed.extend(frame(3, 1, &vec![tag; usize::try_from(body)?]));
+                }
+                seed.extend(frame(8, 0, &[]));
+            }
+            seeds.push(seed);
+        }
+    }
+    run(place, targets::frames, &seeds)
+}
+
+fn frame(kind: u8, channel: u8, payload: &[u8]) -> Vec<u8> {
+    let size = u32::to_be_bytes(payload.len() as u32);
+    [&[kind, 0, channel][..], &size, payload, &[0xce]].concat()
+}
+
+fn method(channel: u8, [class, id]: [u8; 2], arguments: &[u8]) -> Vec<u8> {
+    frame(1, channel, &[&[0, class, 0, id], arguments].concat())
+}
+
+/// Properties whose headers are tables within each other.
+fn nested(levels: usize) -> Vec<u8> {
+    let mut table = Vec::new();
+    for _ in 1..levels {
+        let size = u32::to_be_bytes(table.len() as u32);
+        table = [&[1, b'n', b'F'][..], &size, &table].concat();
+    }
+    let size = u32::to_be_bytes(table.len() as u32);
+    [&[0x20, 0][..], &size, &table].concat()
+}
+
 /// AMQP properties as they stand in a frame.
 fn encoded() -> Vec<Vec<u8>> {
     let mut table = FieldTable::default();

@@ -232,7 +232,7 @@ fn main() -> ExitCode {
                 what_is_allowed_touches_what_was_granted_on_sqlite;
         }
         fuzz {
-            once: sql_rules, key, headers, config;
+            once: sql_rules, key, headers, config, frames;
         }
         speculation {
             once:

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use url::Url;
 
+use crate::amqp;
+
 use super::reader::{Reported, Table};
 use super::rule::Invalid;
 use super::value::Value;
@@ -125,14 +127,11 @@ fn broker_kind(text: &str) -> Result<BrokerKind, Invalid> {
             "the embedded broker has no address",
             "write `embedded:`",
         )),
-        Some(("amqp" | "amqps", _)) => match Url::parse(text) {
-            Ok(url) if url.host_str().is_some_and(|host| !host.is_empty()) => {
-                Ok(BrokerKind::Amqp {
-                    url: Secret::url(text),
-                })
-            }
-            Ok(_) => Err(Invalid::new("names no host", FORMS)),
-            Err(error) => Err(Invalid::new(error.to_string(), UNESCAPED)),
+        Some(("amqp" | "amqps", _)) => match amqp::url::parse(text) {
+            Ok(_) => Ok(BrokerKind::Amqp {
+                url: Secret::url(text),
+            }),
+            Err(error) => Err(Invalid::new(error.problem, error.help)),
         },
         Some(_) => Err(Invalid::new("unknown kind of broker", FORMS)),
         None if text == "embedded" => {

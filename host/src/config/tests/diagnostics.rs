@@ -156,16 +156,16 @@ fn brokers_say_which_urls_they_take() {
         .concat();
     expect![[r#"
         amqp:
-        names no host
-        help: write `amqp://USER:PASSWORD@HOST:5672/%2f`, `amqps://…` or `embedded:`
+        `//` is missing after `amqp:`
+        help: write `amqp://USER:PASSWORD@HOST:5672/%2f` or `amqps://…`
 
         amqp://
         names no host
-        help: write `amqp://USER:PASSWORD@HOST:5672/%2f`, `amqps://…` or `embedded:`
+        help: write `amqp://USER:PASSWORD@HOST:5672/%2f` or `amqps://…`
 
         amqp://u:p/w@mq
-        invalid port number
-        help: percent-encode `/`, `@`, `:` and other special characters in the user and the password
+        an `@` stands behind the host
+        help: percent-encode `@` as %40, `:` as %3A, `/` as %2F, `?` as %3F and `#` as %23 in user, password and virtual host
 
         kafka://mq
         unknown kind of broker
