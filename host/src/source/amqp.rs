@@ -19,7 +19,7 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 
 use crate::ack::AckQueue;
-use crate::amqp::{self, Address};
+use crate::amqp::{self, Address, Screen};
 use crate::backoff::Backoff;
 use crate::config::Declare;
 use crate::failpoint::{self, Point};
@@ -30,7 +30,7 @@ use super::{Feed, LEAVE_PATIENCE, WINDOW_TICK};
 use acker::Acker;
 use queue::{refusal, short};
 
-pub use queue::{Arguments, QueueError, prepare};
+pub use queue::{Arguments, Broker, QueueError, look, prepare};
 
 /// Deliveries that are taken at once when they are there.
 const TAKE: usize = 64;
@@ -83,13 +83,14 @@ impl AmqpSource {
     /// One subscription, until the host stops, the consumer is held back, or the channel is lost.
     async fn subscription(&self, trouble: &mut Backoff) -> Result<Ended, QueueError> {
         let consumer = &self.feed.consumer;
+        let screen = Arc::new(Screen::open());
         let connection = self
             .address
-            .connect(&format!("hapax {}", consumer.name))
+            .connect_screened(&format!("hapax {}", consumer.name), Arc::clone(&screen))
             .await?;
         let refused = |error| refusal(&consumer.queue, error);
         let prepared = prepare(
-            &connection,
+            Broker::of(&connection, &screen),
             &consumer.queue,
             self.declare.as_ref(),
             consumer.is_strict(),
