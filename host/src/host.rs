@@ -31,7 +31,9 @@ use crate::{service, sweep, waiting};
 use guard::Guard;
 use watch::{Watch, Watched};
 
-pub use start::{StartError, broker_address, environment, open_store, rules, sandbox, warnings};
+pub use start::{
+    StartError, broker_address, environment, inspect, open_store, rules, sandbox, warnings,
+};
 pub use watch::reason as pause_reason;
 
 /// Works that an inbox holds beside the prefetch: rows of `hapax_waiting` that were handed over.

@@ -23,6 +23,7 @@ use crate::Checked;
 use crate::support::host::{self, Host};
 use crate::support::place::Place;
 use crate::support::proxy::{Commits, Proxy};
+use crate::support::scene::IN;
 use crate::support::store::Kind;
 use crate::support::{servers, wait};
 
@@ -36,15 +37,23 @@ use stack::{World, order};
 /// Days without a crash, by kind, on the two stacks.
 static CALM: [[OnceCell<Outcome>; 5]; 2] = [const { [const { OnceCell::const_new() }; 5] }; 2];
 
-/// Every point with every stack on which it can be reached.
+/// Every point with the stacks on which it can be reached; with the other kinds of queues those that matter to them.
 pub fn cases() -> Vec<(String, Point, Stack)> {
     let mut cases = Vec::new();
+    let mut case = |point: Point, stack: Stack| {
+        let name = format!("crash::at_{}::{stack}", point.name().replace('-', "_"));
+        cases.push((name, point, stack));
+    };
     for &point in Point::ALL {
         for stack in Stack::ALL {
             if scenario::of(point, stack).is_ok() {
-                let name = format!("crash::at_{}::{stack}", point.name().replace('-', "_"));
-                cases.push((name, point, stack));
+                case(point, stack);
             }
+        }
+    }
+    for stack in Stack::OTHERS {
+        for point in scenario::WHERE_MESSAGES_COME_BACK {
+            case(point, stack);
         }
     }
     cases
@@ -64,6 +73,7 @@ pub async fn at(place: &Place, point: Point, stack: Stack) -> Checked {
     let calm = &CALM[usize::from(stack == Stack::File)][day as usize];
     let expected = calm
         .get_or_try_init(|| async {
+            let stack = stack.like();
             let place = Place::of(&format!("crash::calm_{day:?}::{stack}"))?;
             let world = World::new(&place, stack, day).await?;
             world.publish(&place, &day::messages(day)).await?;
@@ -220,7 +230,7 @@ async fn operating(place: &Place, world: &World, point: Point, order: &str) -> C
     );
     match world.stack {
         // The command works on the store itself, and has died by itself.
-        Stack::Servers => host.sigkill(),
+        Stack::Servers(_) => host.sigkill(),
         Stack::File => host.until_killed_at(point).await,
     }
 }
@@ -242,6 +252,10 @@ async fn rekeying(place: &Place, world: &World, point: Point, order: &str) -> Ch
 async fn finish(place: &Place, world: &World) -> anyhow::Result<Outcome> {
     if world.day == Day::Rekeyed {
         return finish_rekeyed(place, world).await;
+    }
+    if let Some(broker) = &world.broker {
+        // What the dead host held is back.
+        broker.left_over(IN).await?;
     }
     let mut host = Host::start(place, &world.config).await?;
     world.until_settled(&mut host).await?;

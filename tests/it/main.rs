@@ -13,6 +13,7 @@ mod bench;
 mod brake;
 mod commit_in_doubt;
 mod crash;
+mod declared_queues;
 mod demo;
 mod drain;
 mod duplicates;
@@ -60,8 +61,10 @@ use std::sync::LazyLock;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
 
+use support::declared::Declared;
 use support::place::{self, Place};
 use support::scene::Scene;
+use support::servers::Release;
 use support::{mount, servers, toolchain};
 
 /// What a test returns. A failed assertion may also panic.
@@ -71,12 +74,15 @@ static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Runtime::new().expect("a runtime can be made at the start"));
 
 /// Lists the tests of each module; a name is the module and the function. Tests that stand under
-/// `each store` get a scene and run on PostgreSQL and on SQLite; those under `needs` are skipped where
-/// something is missing on the machine.
+/// `each store` get a scene and run on PostgreSQL and on SQLite, those under `each queue` one for each kind of queue
+/// that hosts declare, on each RabbitMQ; those under `each broker` get the RabbitMQ. They, and those under
+/// `needs`, are skipped where something is missing on the machine.
 macro_rules! trials {
     ($($module:ident {
         $(once: $($test:ident),* ;)?
         $(each store: $($on_each:ident),* ;)?
+        $(each queue: $($on_queue:ident),* ;)?
+        $(each broker: $($on_broker:ident),* ;)?
         $(needs $missing:path: $needy:ident;)*
     })*) => {{
         let mut trials = Vec::new();
@@ -99,6 +105,25 @@ macro_rules! trials {
                     }),
                 ));
             )*)?
+            $($(for declared in Declared::ALL {
+                let name = format!("{}::{}::{declared}", stringify!($module), stringify!($on_queue));
+                trials.push(unless(
+                    declared.release.is_there(),
+                    trial(name.leak(), move |place| RUNTIME.block_on(async {
+                        let scene = Scene::declared(place, declared).await?;
+                        $module::$on_queue(place, scene).await
+                    })),
+                ));
+            })*)?
+            $($(for release in Release::ALL {
+                let name = format!("{}::{}::{release}", stringify!($module), stringify!($on_broker));
+                trials.push(unless(
+                    release.is_there(),
+                    trial(name.leak(), move |place| {
+                        RUNTIME.block_on($module::$on_broker(place, release))
+                    }),
+                ));
+            })*)?
             $(trials.push(unless(
                 $missing(),
                 trial(
@@ -389,13 +414,25 @@ fn main() -> ExitCode {
                 keep_the_order_of_a_key_when_one_dies_before_it_publishes,
                 do_not_wait_for_one_that_hangs,
                 do_not_wait_for_one_that_is_cut_off,
-                do_not_wait_for_one_that_was_killed,
                 lose_no_increment_of_one_state_key,
                 share_a_sqlite_file_between_lane_relay_sweep_and_commands,
-                slow_neighbours_of_a_message_that_kills_the_host_are_not_parked;
-            each store:
+                a_message_that_kills_the_host_is_parked_alone_on_sqlite,
+                a_message_without_a_key_that_kills_the_host_is_parked_on_sqlite;
+            each queue:
+                do_not_wait_for_one_that_was_killed,
                 a_message_that_kills_the_host_is_parked_alone,
-                a_message_without_a_key_that_kills_the_host_is_parked;
+                a_message_without_a_key_that_kills_the_host_is_parked,
+                slow_neighbours_of_a_message_that_kills_the_host_are_not_parked;
+        }
+        declared_queues {
+            each queue: keep_what_comes_back;
+            each broker:
+                get_no_limit_by_the_version_of_the_broker,
+                are_warned_of_where_the_broker_limits_them,
+                with_a_negative_limit_are_refused_where_they_lose_messages,
+                are_what_they_say_where_the_virtual_host_has_another_type,
+                that_are_streams_are_refused;
+            needs rabbitmq_4: keep_what_comes_back_by_a_policy;
         }
         hot_load {
             once:
@@ -466,7 +503,7 @@ fn main() -> ExitCode {
     };
     for (name, point, stack) in crash::cases() {
         let test = move |place: &Place| RUNTIME.block_on(crash::at(place, point, stack));
-        trials.push(trial(name.leak(), test));
+        trials.push(unless(stack.is_there(), trial(name.leak(), test)));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
@@ -490,6 +527,10 @@ fn trial(name: &'static str, test: impl Fn(&Place) -> Checked + Send + 'static) 
         };
         Err(Failed::from(complaint + &place.evidence()))
     })
+}
+
+fn rabbitmq_4() -> Result<(), String> {
+    Release::Four.is_there()
 }
 
 /// Skips a test where something that it needs is missing, and says what.

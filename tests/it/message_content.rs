@@ -278,6 +278,7 @@ pub async fn ids_are_equal_in_every_attempt(place: &Place) -> Checked {
     let copy = Scene {
         store: Store::sqlite(&copied),
         broker: servers::rabbit().await?.create_vhost().await?,
+        declared: None,
     };
     copy.broker.declare(&[scene::IN, scene::OUT]).await?;
 

@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod children;
 pub mod clock;
+pub mod declared;
 pub mod host;
 pub mod lines;
 pub mod mount;

@@ -163,6 +163,9 @@ const TRAPS: [(&str, &[&str]); 21] = [
     (
         "the broker drops a message that came back too often, or takes back one that was kept too long",
         &[
+            "tests/it/declared_queues.rs::keep_what_comes_back",
+            "tests/it/declared_queues.rs::with_a_negative_limit_are_refused_where_they_lose_messages",
+            "tests/it/declared_queues.rs::are_warned_of_where_the_broker_limits_them",
             "tests/it/outage.rs::across_five_restarts_it_loses_no_message",
             "tests/it/outage.rs::longer_than_the_broker_waits_it_gives_messages_back_once",
             "tests/it/brake.rs::it_gives_back_what_the_broker_would_take_back",

@@ -1,10 +1,12 @@
-//! Two hosts on one database, and one of them in trouble or in the other's way.
+//! Two hosts on one database, and one of them in trouble or in the other's way. Their queues are those that they
+//! declare themselves.
 
 use anyhow::ensure;
 use hapax::failpoint::Point;
 use serde_json::json;
 
 use crate::Checked;
+use crate::support::declared::Declared;
 use crate::support::host::{Config, Consumer, Host};
 use crate::support::orders::{self, Orders};
 use crate::support::place::Place;
@@ -27,8 +29,11 @@ pub async fn apply_each_order_once_where_transactions_are_serializable(place: &P
     let broker = servers::rabbit().await?.create_vhost().await?;
     let orders = Orders::generate(&mut place.random(), 2_000, 6_000);
     orders::create_tables(&store).await?;
-    broker.declare(&[orders::QUEUE, orders::OUTPUT]).await?;
-    let consumer = || Ok::<_, anyhow::Error>(Consumer::points()?.set("prefetch", "64"));
+    broker.declare(&[orders::OUTPUT]).await?;
+    let consumer = || {
+        let points = Consumer::points()?.set("prefetch", "64");
+        Ok::<_, anyhow::Error>(Declared::CLASSIC.by(points))
+    };
     let configs =
         ["first", "second"].map(|label| (label, Config::new(label, &store.url, &broker.url)));
     let mut hosts = Vec::new();
@@ -64,7 +69,7 @@ fn ordered(order: &str) -> crate::support::broker::Message {
 /// One host dies between its commit and its publish; the other one, which has a later message of the same
 /// ordering key, waits, and sends both in their order.
 pub async fn keep_the_order_of_a_key_when_one_dies_before_it_publishes(place: &Place) -> Checked {
-    let scene = Scene::postgres(place).await?;
+    let scene = Scene::declared(place, Declared::QUORUM).await?;
     scene.broker.declare(&["other"]).await?;
     let first = scene.config("first", scene.probe()?);
     let consumer = Consumer::probe("other")?.set("name", "\"other\"");
@@ -106,7 +111,7 @@ fn impatient_store(config: Config) -> Config {
 /// A host stops in the middle of a transaction and keeps its claims: others wait for that key alone, and only
 /// as long as the server lets an idle transaction live.
 pub async fn do_not_wait_for_one_that_hangs(place: &Place) -> Checked {
-    let scene = Scene::postgres(place).await?;
+    let scene = Scene::declared(place, Declared::CLASSIC).await?;
     let config = |label: &str| {
         // Twenty seconds: by then the others are long done.
         let consumer = impatient(&scene, "1500ms")?.set("prefetch", "8");
@@ -142,7 +147,7 @@ pub async fn do_not_wait_for_one_that_hangs(place: &Place) -> Checked {
 /// misses its heartbeats and gives its message to another host, which waits for the claim no longer than the
 /// server lets an idle transaction live.
 pub async fn do_not_wait_for_one_that_is_cut_off(place: &Place) -> Checked {
-    let scene = Scene::postgres(place).await?;
+    let scene = Scene::declared(place, Declared::QUORUM).await?;
     let to_database = Proxy::to(servers::postgres().await?.address()).await?;
     let to_broker = Proxy::to(servers::rabbit().await?.address()).await?;
     let config = |label: &str, store: &str, broker: &str| {
@@ -180,8 +185,7 @@ pub async fn do_not_wait_for_one_that_is_cut_off(place: &Place) -> Checked {
 }
 
 /// A host is killed in the middle of a transaction: the server notices at once and the other host goes on.
-pub async fn do_not_wait_for_one_that_was_killed(place: &Place) -> Checked {
-    let scene = Scene::postgres(place).await?;
+pub async fn do_not_wait_for_one_that_was_killed(place: &Place, scene: Scene) -> Checked {
     let config =
         |label: &str| Ok::<_, anyhow::Error>(scene.config(label, scene.probe()?.set("lanes", "1")));
     let killed = Host::launch_armed(place, &config("killed")?, Some("after-claim=kill"))?;
@@ -197,7 +201,7 @@ pub async fn do_not_wait_for_one_that_was_killed(place: &Place) -> Checked {
 
 /// Each message adds one to one number in the state; whatever the lanes do to each other, none is lost.
 pub async fn lose_no_increment_of_one_state_key(place: &Place) -> Checked {
-    let scene = Scene::postgres(place).await?;
+    let scene = Scene::declared(place, Declared::QUORUM).await?;
     let hosts = increments(place, &scene, &["first", "second"]).await?;
     for host in hosts {
         host.stop().await?;
@@ -272,6 +276,22 @@ pub async fn share_a_sqlite_file_between_lane_relay_sweep_and_commands(place: &P
     Ok(())
 }
 
+pub async fn a_message_that_kills_the_host_is_parked_alone_on_sqlite(place: &Place) -> Checked {
+    let scene = on_sqlite(place).await?;
+    a_message_that_kills_the_host_is_parked_alone(place, scene).await
+}
+
+pub async fn a_message_without_a_key_that_kills_the_host_is_parked_on_sqlite(
+    place: &Place,
+) -> Checked {
+    let scene = on_sqlite(place).await?;
+    a_message_without_a_key_that_kills_the_host_is_parked(place, scene).await
+}
+
+async fn on_sqlite(place: &Place) -> anyhow::Result<Scene> {
+    Scene::declared_on(Store::sqlite(place), place, Declared::QUORUM).await
+}
+
 /// A message that takes the host down with it, in the middle of 1,024: it alone is parked.
 pub async fn a_message_that_kills_the_host_is_parked_alone(place: &Place, scene: Scene) -> Checked {
     const POISON: usize = 500;
@@ -321,8 +341,8 @@ pub async fn a_message_that_kills_the_host_is_parked_alone(place: &Place, scene:
 /// accuses them too, and they are never parked for it.
 pub async fn slow_neighbours_of_a_message_that_kills_the_host_are_not_parked(
     place: &Place,
+    scene: Scene,
 ) -> Checked {
-    let scene = Scene::postgres(place).await?;
     let nap = serde_json::json!({"query": ["SELECT pg_sleep(0.5)", []]});
     let slow = |order: &str| {
         scene::message(

@@ -13,13 +13,13 @@ use lapin::Connection;
 use lapin::options::ExchangeDeclareOptions;
 use lapin::types::{FieldTable, ShortString};
 
-use crate::amqp;
+use crate::amqp::{self, Screen};
 use crate::config::{self, Config, StoreKind};
-use crate::host::{StartError, broker_address, open_store, rules};
+use crate::host::{StartError, broker_address, inspect, open_store, rules};
 use crate::operations::Request;
 use crate::output;
 use crate::sandbox::{Plugin, Sandbox, SandboxOptions};
-use crate::source::amqp::{QueueError, prepare};
+use crate::source::amqp::{Broker, QueueError, look};
 use crate::store::{Dialect, StoreError};
 
 use super::access::Access;
@@ -186,7 +186,11 @@ async fn check_broker(config: &Config, report: &mut Report) {
     let Some(address) = broker_address(config) else {
         return;
     };
-    let connection = match address.connect("hapax check").await {
+    let screen = Arc::new(Screen::open());
+    let connection = match address
+        .connect_screened("hapax check", Arc::clone(&screen))
+        .await
+    {
         Ok(connection) => connection,
         Err(error) => {
             let error = StartError::Broker(error);
@@ -197,8 +201,12 @@ async fn check_broker(config: &Config, report: &mut Report) {
     report.notes.push("broker: reached".into());
     for consumer in &config.consumers {
         let name = &consumer.name;
-        match look_for_queue(&connection, &consumer.queue).await {
-            Ok(()) => {}
+        match inspect(Broker::of(&connection, &screen), consumer).await {
+            Ok(warnings) => {
+                let warnings = warnings.iter();
+                let told = warnings.map(|warning| format!("consumer {name}: {warning}"));
+                report.warnings.extend(told);
+            }
             Err(QueueError::Missing(queue)) if consumer.declare.is_some() => {
                 report.notes.push(format!(
                     "consumer {name}: `hapax run` declares the queue {queue}"
@@ -212,10 +220,6 @@ async fn check_broker(config: &Config, report: &mut Report) {
     }
     // What was asked is answered.
     amqp::close(&connection).await;
-}
-
-async fn look_for_queue(connection: &Connection, queue: &str) -> Result<(), QueueError> {
-    prepare(connection, queue, None, false).await
 }
 
 /// A target that is missing stops nobody: its messages wait in the outbox. So it is a warning.
@@ -232,7 +236,7 @@ async fn check_target(
         // The handler names the queue of each message.
         Ok(())
     } else {
-        match look_for_queue(connection, &target.routing_key).await {
+        match look(connection, &target.routing_key).await {
             Err(QueueError::Missing(queue)) => Err(format!("there is no queue {queue}")),
             other => other.map_err(|error| error.to_string()),
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use crate::amqp::{self, Address, ConnectError};
+use crate::amqp::{self, Address, ConnectError, Screen};
 use crate::config::{self, BrokerKind, Config, Order, Retention, StoreKind};
 use crate::consumer::{Consumer, Parts as ConsumerParts};
 use crate::effects::outbox::Composer;
@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::plugins::{PluginFile, User, short};
 use crate::relay::{AmqpPublisher, EmbeddedPublisher, Publisher};
 use crate::sandbox::{Cache, Environment, LoadError, Sandbox, SandboxError, SandboxOptions, Seeds};
-use crate::source::amqp::{Arguments, QueueError, prepare};
+use crate::source::amqp::{Arguments, Broker, QueueError, prepare};
 use crate::store::{
     ConsumerRow, Dialect, HostId, Session, SessionOptions, Store, StoreError,
     postgres::{self, PostgresStore},
@@ -402,8 +402,12 @@ async fn check_queues(
             error,
         };
         for left in (0..QUEUE_TRIES).rev() {
-            let connection = address.connect("hapax start").await?;
-            match timeout(address.connect_timeout, check_queue(&connection, settings)).await {
+            let screen = Arc::new(Screen::open());
+            let connection = address
+                .connect_screened("hapax start", Arc::clone(&screen))
+                .await?;
+            let broker = Broker::of(&connection, &screen);
+            match timeout(address.connect_timeout, check_queue(broker, settings)).await {
                 Ok(checked) => {
                     checked.map_err(failed)?;
                     amqp::close(&connection).await;
@@ -418,30 +422,45 @@ async fn check_queues(
 }
 
 /// Makes sure that a queue is there and can keep the consumer's promises; warns of what would break them.
-async fn check_queue(
-    connection: &lapin::Connection,
+async fn check_queue(broker: Broker<'_>, settings: &config::Consumer) -> Result<(), QueueError> {
+    prepare(
+        broker,
+        &settings.queue,
+        settings.declare.as_ref(),
+        is_strict(settings),
+    )
+    .await?;
+    for warning in inspect(broker, settings).await? {
+        tracing::warn!(consumer = %settings.name, "{warning}");
+    }
+    Ok(())
+}
+
+/// Looks at a queue that is there. What makes it lose messages now and then comes back as sentences; a queue that
+/// cannot keep the consumer's promises is an error.
+pub async fn inspect(
+    broker: Broker<'_>,
     settings: &config::Consumer,
-) -> Result<(), QueueError> {
+) -> Result<Vec<String>, QueueError> {
     let queue = &settings.queue;
-    let strict = matches!(settings.order, Order::Strict { .. });
-    prepare(connection, queue, settings.declare.as_ref(), strict).await?;
-    match Arguments::of(connection, queue).await? {
+    match Arguments::of(broker, queue).await? {
         Some(arguments) => {
-            if strict && !arguments.is_single_active() {
+            if is_strict(settings) && !arguments.is_single_active() {
                 return Err(QueueError::NotSingleActive(queue.clone()));
             }
             let starts = crate::consumer::max_starts(&settings.retry);
-            for warning in arguments.warnings(queue, starts) {
-                tracing::warn!(consumer = %settings.name, "{warning}");
-            }
-            Ok(())
+            Ok(arguments.warnings(queue, starts))
         }
-        None if strict => Err(QueueError::Unseen(queue.clone())),
+        None if is_strict(settings) => Err(QueueError::Unseen(queue.clone())),
         None => {
             tracing::debug!(consumer = %settings.name, %queue, "The queue's arguments cannot be seen");
-            Ok(())
+            Ok(Vec::new())
         }
     }
+}
+
+fn is_strict(settings: &config::Consumer) -> bool {
+    matches!(settings.order, Order::Strict { .. })
 }
 
 /// The consumer's row, if it was made by the same rules. Other rules would give old messages new keys.

@@ -33,7 +33,7 @@ use intake::{Intake, Lost};
 use queue::{refusal, short};
 use receive::{Received, Receiver};
 
-pub use queue::{Arguments, QueueError, prepare};
+pub use queue::{Arguments, Broker, QueueError, look, prepare};
 
 /// Deliveries that are taken at once when they are there.
 const TAKE: usize = 64;
@@ -142,7 +142,7 @@ impl AmqpSource {
             .await?;
         let refused = |error| refusal(&consumer.queue, error);
         let prepared = prepare(
-            &connection,
+            Broker::of(&connection, &screen),
             &consumer.queue,
             self.declare.as_ref(),
             consumer.is_strict(),

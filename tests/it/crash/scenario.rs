@@ -66,6 +66,16 @@ impl Scenario {
     }
 }
 
+/// Points at which a host dies with messages on their way: received, worked on, committed, about to be acknowledged,
+/// and given back in an orderly way.
+pub const WHERE_MESSAGES_COME_BACK: [Point; 5] = [
+    Point::AfterReceive,
+    Point::MidHandler,
+    Point::AfterCommit,
+    Point::BeforeAck,
+    Point::AfterLanes,
+];
+
 /// `Err` holds the reason why a point cannot be reached on this stack.
 pub fn of(point: Point, stack: Stack) -> Result<Scenario, &'static str> {
     use Point::*;
@@ -86,13 +96,13 @@ pub fn of(point: Point, stack: Stack) -> Result<Scenario, &'static str> {
         // Rows of a host that is gone.
         AfterOutboxTake => (&[BeforePublish], When::Running),
         AfterRecover => match stack {
-            Stack::Servers => (&[], When::InDoubt),
+            Stack::Servers(_) => (&[], When::InDoubt),
             Stack::File => return Err("a COMMIT of SQLite in the same process is never in doubt"),
         },
         BeforePublish | AfterPublish | BeforeConfirm | AfterConfirm => (&[], When::Running),
         BeforeOutboxDelete | AfterOutboxDelete => (&[], When::Running),
         BeforeOutboxDefer | AfterOutboxDefer => match stack {
-            Stack::Servers => (&[], When::Running),
+            Stack::Servers(_) => (&[], When::Running),
             Stack::File => {
                 return Err("every target of the embedded broker has its queue from the start");
             }

@@ -1,38 +1,62 @@
-//! The two ways to run a host: on servers, or on nothing but a file.
+//! The ways to run a host: on servers, or on nothing but a file. On servers the queue is one that the host declares.
 
 use std::fmt;
 
 use anyhow::{Context, ensure};
 use hapax::failpoint::Point;
-use lapin::types::{AMQPValue, FieldTable};
 
 use crate::support::broker::{Message, VirtualHost};
+use crate::support::declared::Declared;
 use crate::support::host::{self, Config, Consumer, Host};
 use crate::support::place::Place;
 use crate::support::scene::{IN, OUT, RETRIES, TABLES, VERDICTS};
 use crate::support::store::Store;
-use crate::support::{servers, wait};
+use crate::support::wait;
 
 use super::scenario::Day;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stack {
-    /// PostgreSQL and RabbitMQ.
-    Servers,
+    /// PostgreSQL, and a queue of RabbitMQ.
+    Servers(Declared),
     /// SQLite and the broker that is in it.
     File,
 }
 
 impl Stack {
-    pub const ALL: [Stack; 2] = [Stack::Servers, Stack::File];
+    /// Where the host is killed at every point.
+    pub const ALL: [Stack; 2] = [Stack::Servers(Declared::QUORUM), Stack::File];
+
+    /// Where it is killed at some: at those where messages come back to the queue in each way there is.
+    pub const OTHERS: [Stack; 3] = [
+        Stack::Servers(Declared::CLASSIC),
+        Stack::Servers(Declared::QUORUM_4),
+        Stack::Servers(Declared::CLASSIC_4),
+    ];
+
+    /// `Err` says why the tests on it have to be skipped.
+    pub fn is_there(self) -> Result<(), String> {
+        match self {
+            Stack::Servers(declared) => declared.release.is_there(),
+            Stack::File => Ok(()),
+        }
+    }
+
+    /// The stack whose days without a crash are those of this one: a day leaves the same, whatever the queue.
+    pub fn like(self) -> Stack {
+        match self {
+            Stack::Servers(_) => Stack::Servers(Declared::QUORUM),
+            Stack::File => Stack::File,
+        }
+    }
 }
 
 impl fmt::Display for Stack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Stack::Servers => "postgres_and_rabbitmq",
-            Stack::File => "sqlite_and_embedded",
-        })
+        match self {
+            Stack::Servers(declared) => write!(f, "postgres_and_{declared}"),
+            Stack::File => f.write_str("sqlite_and_embedded"),
+        }
     }
 }
 
@@ -51,15 +75,9 @@ impl World {
     /// Business tables and queues. The host's own tables are not there yet.
     pub async fn new(place: &Place, stack: Stack, day: Day) -> anyhow::Result<World> {
         let (store, broker) = match stack {
-            Stack::Servers => {
-                let broker = servers::rabbit().await?.create_vhost().await?;
+            Stack::Servers(declared) => {
+                let broker = declared.create_vhost().await?;
                 broker.declare(&[OUT]).await?;
-                let mut arguments = FieldTable::default();
-                if day == Day::Lines {
-                    let single = "x-single-active-consumer";
-                    arguments.insert(single.into(), AMQPValue::Boolean(true));
-                }
-                broker.declare_with(IN, arguments).await?;
                 (Store::postgres().await?, Some(broker))
             }
             Stack::File => (Store::sqlite(place), None),
@@ -71,7 +89,7 @@ impl World {
         let tables = r#"{ write = ["t_effects", "t_counters"], read = ["t_parents"] }"#;
         // Nothing is bound to it on a server; the embedded broker makes the queue of each target.
         let exchange = match stack {
-            Stack::Servers => "amq.direct",
+            Stack::Servers(_) => "amq.direct",
             Stack::File => "",
         };
         let targets = format!(
@@ -88,7 +106,7 @@ impl World {
             );
         // SQLite has one writer, and so one lane.
         let probe = match stack {
-            Stack::Servers => probe.set("lanes", "2"),
+            Stack::Servers(declared) => declared.by(probe).set("lanes", "2"),
             Stack::File => probe,
         };
         let probe = match day {
@@ -99,6 +117,9 @@ impl World {
                 .set("order", "\"strict\"")
                 .set("on-duplicate", "\"reply\""),
         };
+        if let (Stack::Servers(declared), Some(broker)) = (stack, &broker) {
+            declared.make(place, broker, probe.clone()).await?;
+        }
         let mut world = World {
             stack,
             store,
@@ -172,7 +193,14 @@ impl World {
                 verdicts += host.metric(name).await?;
             }
             let left = match &self.broker {
-                Some(broker) => i64::from(broker.depth(IN).await?.ready),
+                Some(broker) => {
+                    let depth = broker.depth(IN).await?;
+                    // A quorum queue whose leader is slow to answer says that it is empty and has no consumers.
+                    if depth.consumers == 0 {
+                        return Ok(None);
+                    }
+                    i64::from(depth.ready)
+                }
                 None => self.left_in_file(IN).await?,
             };
             let unsent = "SELECT count(*) FROM hapax_outbox WHERE error IS NULL";

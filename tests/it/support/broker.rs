@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use futures_util::StreamExt;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions,
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -103,8 +103,24 @@ impl Api {
         self.get("/vhosts").await.map(drop)
     }
 
+    /// The version of the broker, as it tells it.
+    pub async fn version(&self) -> anyhow::Result<String> {
+        let overview = self.get("/overview").await?;
+        let version = overview["rabbitmq_version"].as_str();
+        Ok(version.context("the broker tells no version")?.to_owned())
+    }
+
     pub async fn create_virtual_host(&self, name: &str) -> anyhow::Result<()> {
-        self.put(&format!("/vhosts/{name}"), json!({})).await?;
+        self.create_virtual_host_with(name, json!({})).await
+    }
+
+    /// The same with settings, such as the type of queues that are declared without one.
+    pub async fn create_virtual_host_with(
+        &self,
+        name: &str,
+        settings: Value,
+    ) -> anyhow::Result<()> {
+        self.put(&format!("/vhosts/{name}"), settings).await?;
         let all = json!({"configure": ".*", "write": ".*", "read": ".*"});
         self.put(&format!("/permissions/{name}/guest"), all).await
     }
@@ -160,6 +176,63 @@ impl VirtualHost {
         let queues = queues.as_array().context("not a list of queues")?;
         let name = |queue: &Value| Some(queue.get("name")?.as_str()?.to_owned());
         Ok(queues.iter().filter_map(name).collect())
+    }
+
+    /// The type of a queue, and the arguments that it was declared with.
+    pub async fn declared_as(&self, queue: &str) -> anyhow::Result<(String, Value)> {
+        let path = format!("/queues/{}/{queue}", self.name);
+        let mut queue = self.api.get(&path).await?;
+        let kind = queue["type"].as_str().context("a queue has a type")?;
+        Ok((kind.to_owned(), queue["arguments"].take()))
+    }
+
+    /// Sets a policy for the queues whose names match a pattern.
+    pub async fn set_policy(&self, pattern: &str, definition: Value) -> anyhow::Result<()> {
+        let body = json!({"pattern": pattern, "definition": definition, "apply-to": "queues"});
+        let path = format!("/policies/{}/of-the-test", self.name);
+        self.api.put(&path, body).await
+    }
+
+    /// The same virtual host as somebody who may read and write, and declare nothing.
+    pub async fn url_of_a_reader(&self) -> anyhow::Result<String> {
+        let name = format!("reader-{}", self.name);
+        let user = json!({"password": "read", "tags": ""});
+        self.api.put(&format!("/users/{name}"), user).await?;
+        let permissions = json!({"configure": "", "write": ".*", "read": ".*"});
+        let path = format!("/permissions/{}/{name}", self.name);
+        self.api.put(&path, permissions).await?;
+        Ok(self.url.replace("guest:guest@", &format!("{name}:read@")))
+    }
+
+    pub async fn delete_queue(&self, queue: &str) -> anyhow::Result<()> {
+        let connection = self.connect().await?;
+        let channel = connection.create_channel().await?;
+        channel
+            .queue_delete(queue.into(), QueueDeleteOptions::default())
+            .await?;
+        close(connection).await
+    }
+
+    /// Takes all messages of a queue and goes away without a word about them, so many times; each of them comes
+    /// back, unless the queue drops it.
+    pub async fn take_and_leave(&self, queue: &str, times: usize) -> anyhow::Result<()> {
+        for _ in 0..times {
+            let connection = self.connect().await?;
+            let channel = connection.create_channel().await?;
+            let there = depth(&channel, queue).await?.ready as usize;
+            let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+            let mut consumer = channel
+                .basic_consume(queue.into(), "".into(), options, none)
+                .await?;
+            for _ in 0..there {
+                let next = timeout(wait::PATIENCE, consumer.next()).await;
+                next.context("messages do not come")?
+                    .context("the broker ended the subscription")??;
+            }
+            close(connection).await?;
+            self.left_over(queue).await?;
+        }
+        Ok(())
     }
 
     /// Declares durable classic queues.

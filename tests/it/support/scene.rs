@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use crate::Checked;
 
 use super::broker::{Message, Received, VirtualHost};
+use super::declared::Declared;
 use super::host::{Config, Consumer, Host};
 use super::place::Place;
-use super::servers;
+use super::servers::{self, Release};
 use super::store::{Fates, Store};
 use super::wait;
 
@@ -38,6 +39,8 @@ pub const TABLES: &str = "
 pub struct Scene {
     pub store: Store,
     pub broker: VirtualHost,
+    /// How the hosts declare the queue `in`; otherwise the test has made it.
+    pub declared: Option<Declared>,
 }
 
 impl Scene {
@@ -53,14 +56,49 @@ impl Scene {
         store.execute(TABLES).await?;
         let broker = servers::rabbit().await?.create_vhost().await?;
         broker.declare(&[IN, OUT]).await?;
-        Ok(Scene { store, broker })
+        Ok(Scene {
+            store,
+            broker,
+            declared: None,
+        })
+    }
+
+    /// On PostgreSQL, with a queue that hosts declare, and one has.
+    pub async fn declared(place: &Place, declared: Declared) -> anyhow::Result<Scene> {
+        Scene::declared_on(Store::postgres().await?, place, declared).await
+    }
+
+    pub async fn declared_on(
+        store: Store,
+        place: &Place,
+        declared: Declared,
+    ) -> anyhow::Result<Scene> {
+        store.execute(TABLES).await?;
+        let broker = declared.create_vhost().await?;
+        broker.declare(&[OUT]).await?;
+        declared.make(place, &broker, Consumer::probe(IN)?).await?;
+        Ok(Scene {
+            store,
+            broker,
+            declared: Some(declared),
+        })
     }
 
     /// The probe as most tests want it: retries come soon, and it may write every table.
     pub fn probe(&self) -> anyhow::Result<Consumer> {
         let tables =
             r#"{ write = ["t_effects", "t_counters", "t_children"], read = ["t_parents"] }"#;
-        Ok(Consumer::probe(IN)?.set("grant", tables))
+        let probe = Consumer::probe(IN)?.set("grant", tables);
+        Ok(match self.declared {
+            Some(declared) => declared.by(probe),
+            None => probe,
+        })
+    }
+
+    /// The RabbitMQ that the queues are on.
+    pub fn release(&self) -> Release {
+        self.declared
+            .map_or(Release::Installed, |declared| declared.release)
     }
 
     /// A host with one consumer.

@@ -17,7 +17,7 @@ use crate::message::withheld::{Cut, Original};
 use crate::message::{Message, Withheld};
 use crate::output::count;
 
-use super::queue::{Arguments, QueueError};
+use super::queue::{Arguments, Broker, QueueError};
 
 /// What receives the deliveries of one channel.
 pub(super) struct Receiver<'a> {
@@ -134,7 +134,8 @@ impl Receiver<'_> {
     /// of the rest.
     async fn end_of_cut(&self, failure: &Failure) -> Result<Then, QueueError> {
         let queue = &self.consumer.queue;
-        let arguments = Arguments::of(self.connection, queue).await?;
+        let broker = Broker::of(self.connection, self.screen);
+        let arguments = Arguments::of(broker, queue).await?;
         if arguments.is_some_and(|arguments| arguments.dead_letters()) {
             return Ok(Then::Reject);
         }
