@@ -10,7 +10,7 @@ use crate::Checked;
 use crate::support::place::Place;
 
 /// What goes wrong elsewhere, and which tests are about it.
-const TRAPS: [(&str, &[&str]); 16] = [
+const TRAPS: [(&str, &[&str]); 17] = [
     (
         "a redelivery after a reconnect runs the handler twice",
         &[
@@ -143,6 +143,15 @@ const TRAPS: [(&str, &[&str]); 16] = [
             "host/src/simulation.rs::no_schedule_loses_or_doubles_anything",
             "host/src/ack/tests.rs::no_order_of_verdicts_acks_an_open_delivery_or_one_twice",
             "tests/it/server_restarts.rs::the_broker_is_restarted_and_then_killed",
+        ],
+    ),
+    (
+        "a message that the client library cannot read ends the connection of its neighbours, or the process",
+        &[
+            "host/src/amqp/walk/tests.rs::each_thing_that_lapin_cannot_read_is_refused_and_its_good_twin_is_not",
+            "host/src/amqp/frames/tests.rs::a_content_header_that_lapin_cannot_read_is_replaced_by_an_empty_one",
+            "host/src/amqp/frames/tests.rs::any_stream_ends_in_frames_that_lapin_reads",
+            "tests/it/fuzz.rs::frames",
         ],
     ),
 ];
