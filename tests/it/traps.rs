@@ -10,7 +10,7 @@ use crate::Checked;
 use crate::support::place::Place;
 
 /// What goes wrong elsewhere, and which tests are about it.
-const TRAPS: [(&str, &[&str]); 21] = [
+const TRAPS: [(&str, &[&str]); 22] = [
     (
         "a redelivery after a reconnect runs the handler twice",
         &[
@@ -195,6 +195,15 @@ const TRAPS: [(&str, &[&str]); 21] = [
             "tests/it/listeners.rs::that_are_flooded_hold_up_no_message_and_no_probe",
             "host/src/http/server/tests.rs::however_many_connections_say_nothing_the_next_one_is_answered",
             "host/src/http/tests.rs::a_second_upload_is_not_read_before_the_first_is_done",
+        ],
+    ),
+    (
+        "a message that the client library cannot read ends the connection of its neighbours, or the process",
+        &[
+            "host/src/amqp/walk/tests.rs::each_thing_that_lapin_cannot_read_is_refused_and_its_good_twin_is_not",
+            "host/src/amqp/frames/tests.rs::a_content_header_that_lapin_cannot_read_is_replaced_by_an_empty_one",
+            "host/src/amqp/frames/tests.rs::any_stream_ends_in_frames_that_lapin_reads",
+            "tests/it/fuzz.rs::frames",
         ],
     ),
 ];

@@ -122,7 +122,7 @@ pub fn check(method: Method, arguments: &[u8]) -> Result<Checked, Wrong> {
         let rest = &arguments[at..];
         let length = length(*kind, rest).ok_or(Wrong::Length)?;
         good &= match kind {
-            Argument::ShortText => std::str::from_utf8(&rest[1..length]).is_ok(),
+            Argument::ShortText => walk::is_text(&rest[1..length]),
             Argument::Table => walk::table(rest).is_ok(),
             _ => true,
         };
@@ -181,14 +181,15 @@ pub struct Deliver<'a> {
 }
 
 impl<'a> Deliver<'a> {
-    /// Reads the arguments of a basic.deliver.
+    /// Reads the arguments of a basic.deliver, if they are exactly that.
     pub fn read(arguments: &'a [u8]) -> Option<Self> {
         let consumer_tag = walk::short_string(arguments)?;
         let (tag, rest) = arguments[1 + consumer_tag.len()..].split_first_chunk()?;
         let names = rest.get(1..)?;
         let exchange = walk::short_string(names)?;
         let routing_key = walk::short_string(&names[1 + exchange.len()..])?;
-        Some(Self {
+        let length = 2 + exchange.len() + routing_key.len();
+        (length == names.len()).then_some(Self {
             tag: u64::from_be_bytes(*tag),
             consumer_tag,
             exchange,
@@ -203,9 +204,7 @@ impl<'a> Deliver<'a> {
             (self.routing_key, Part::RoutingKey),
             (self.consumer_tag, Part::ConsumerTag),
         ];
-        let bad = parts
-            .into_iter()
-            .find(|(text, _)| std::str::from_utf8(text).is_err());
+        let bad = parts.into_iter().find(|(text, _)| !walk::is_text(text));
         bad.map(|(_, part)| Refusal::NotUtf8(part))
     }
 }

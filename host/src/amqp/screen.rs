@@ -205,18 +205,20 @@ impl Screen {
             return Admission::OverBudget;
         }
         let too_large = length > bounds.max_body_bytes;
-        let more = match too_large {
-            true => weight,
-            false => length.saturating_add(weight),
+        let more = if too_large {
+            weight
+        } else {
+            length.saturating_add(weight)
         };
         let held = self.held.load(Ordering::Relaxed);
         if held > 0 && held.saturating_add(more) > bounds.held_bytes {
             return Admission::OverBudget;
         }
         self.held.fetch_add(more, Ordering::Relaxed);
-        match too_large {
-            true => Admission::TooLarge(more),
-            false => Admission::Pass(more),
+        if too_large {
+            Admission::TooLarge(more)
+        } else {
+            Admission::Pass(more)
         }
     }
 
@@ -239,7 +241,7 @@ impl Screen {
         if table.entries.len() >= MAX_ENTRIES {
             return Err(Full);
         }
-        withheld.cut(MAX_ENTRY_BYTES - table.bytes);
+        withheld.cut(MAX_ENTRY_BYTES.saturating_sub(table.bytes));
         table.bytes += withheld.kept_bytes();
         if let Some(old) = table.entries.insert((channel, tag), withheld) {
             table.bytes -= old.kept_bytes();

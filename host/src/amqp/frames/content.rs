@@ -78,17 +78,20 @@ enum Verdict {
 }
 
 impl Content {
-    /// A basic.deliver.
-    pub fn deliver(&mut self, channel: u16, delivery: &Deliver<'_>) -> Result<(), FrameError> {
+    /// A basic.deliver, and why its names are none, if they are.
+    pub fn deliver(
+        &mut self,
+        channel: u16,
+        delivery: &Deliver<'_>,
+        why: Option<Refusal>,
+    ) -> Result<(), FrameError> {
         self.announce(channel)?;
         self.names.clear();
         self.names.extend_from_slice(delivery.exchange);
         self.names.extend_from_slice(delivery.routing_key);
         self.exchange_bytes = delivery.exchange.len();
-        self.stage = Stage::Delivery {
-            tag: delivery.tag,
-            why: delivery.refusal(),
-        };
+        let tag = delivery.tag;
+        self.stage = Stage::Delivery { tag, why };
         Ok(())
     }
 
@@ -269,24 +272,9 @@ impl Content {
             read.unwrap_or_default()
         };
         let admission = screen.admit(size, weight, self.spent);
-        if admission == Admission::OverBudget {
-            self.spent = true;
-            let body = Body::OverBudget { length: size };
-            let withheld = Withheld {
-                unreadable: None,
-                body,
-                held_bytes: 0,
-            };
-            screen.withhold(channel, tag, withheld)?;
-            if size > 0 {
-                self.stage = Stage::Swallowing {
-                    left: size,
-                    large: None,
-                };
-            }
-            return Ok(Verdict::Blank(0));
-        }
-        let unreadable = why.filter(|_| screen.keeps()).map(|why| {
+        // Of a message that has to be fetched again nothing is kept.
+        let keeps = screen.keeps() && admission != Admission::OverBudget;
+        let unreadable = why.filter(|_| keeps).map(|why| {
             let (exchange, routing_key) = self.names.split_at(self.exchange_bytes);
             Unreadable {
                 properties: raw(),
@@ -329,7 +317,22 @@ impl Content {
                     None => Verdict::Pass,
                 })
             }
-            Admission::OverBudget => unreachable!("it has returned above"),
+            Admission::OverBudget => {
+                self.spent = true;
+                let withheld = Withheld {
+                    unreadable,
+                    body: Body::OverBudget { length: size },
+                    held_bytes: 0,
+                };
+                screen.withhold(channel, tag, withheld)?;
+                if size > 0 {
+                    self.stage = Stage::Swallowing {
+                        left: size,
+                        large: None,
+                    };
+                }
+                Ok(Verdict::Blank(0))
+            }
         }
     }
 }

@@ -359,6 +359,7 @@ fn a_header_that_is_longer_than_a_frame_may_be_is_read_past() {
         assert_eq!(raw.bytes, properties[..raw.bytes.len()]);
     }
     // With frames of 1 MiB it is a header like any other.
+    screen.release(u64::MAX);
     let tune = method(0, 10, 30, b"\0\x64\0\x10\0\0\0\0");
     let stream = begun(&[tune, message(1, 4, &properties, b"one")]);
     assert_eq!(through(&screen, &stream), stream);
@@ -487,8 +488,8 @@ fn a_broker_that_breaks_the_protocol_is_told_what_it_did() {
         (
             begun(&[
                 deliver(1, 1, b"k"),
-                header(1, 200_000, &[0, 0]),
-                body(1, &[1; 200_001]),
+                header(1, 150_000, &[0, 0]),
+                body(1, &[1; 200_000]),
             ]),
             FrameError::LongBody(1),
         ),
@@ -604,7 +605,8 @@ proptest! {
         prop_assert!(passed == expected);
         prop_assert_eq!(whole.held_bytes(), split.held_bytes());
         assert_lapin_reads(&passed, error.is_some())?;
-        prop_assert_eq!(error, None);
+        // Of a header that is shorter than any nobody knows how long the body is.
+        prop_assert!(matches!(error, None | Some(FrameError::ShortHeader(_))));
         // What lapin got, and what was withheld, are all the deliveries.
         let deliveries = parsed(&passed);
         for frame in deliveries {

@@ -103,7 +103,7 @@ fn a_delivery_says_which_of_its_names_is_none() {
 
 fn deliver(consumer_tag: &[u8], exchange: &[u8], routing_key: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let mut text = |bytes: &mut Vec<u8>, text: &[u8]| {
+    let text = |bytes: &mut Vec<u8>, text: &[u8]| {
         bytes.push(u8::try_from(text.len()).unwrap());
         bytes.extend(text);
     };
