@@ -10,7 +10,7 @@ use crate::Checked;
 use crate::support::place::Place;
 
 /// What goes wrong elsewhere, and which tests are about it.
-const TRAPS: [(&str, &[&str]); 16] = [
+const TRAPS: [(&str, &[&str]); 17] = [
     (
         "a redelivery after a reconnect runs the handler twice",
         &[
@@ -123,6 +123,16 @@ const TRAPS: [(&str, &[&str]); 16] = [
             "tests/it/hot_load/cache.rs::a_damaged_cache_is_compiled_again",
             "tests/it/time_limits.rs::a_statement_without_end_ends_with_its_message",
             "tests/it/failing_message.rs::takes_only_itself_out_of_its_batch",
+        ],
+    ),
+    (
+        "one call, or the calls of one row, keep a database busy that no timeout stops, or end the process",
+        &[
+            "host/src/store/contract/costs.rs::every_call_of_sqlite_comes_to_an_end_whatever_it_is_given",
+            "host/src/store/contract/costs.rs::every_call_of_postgres_comes_to_an_end_whatever_it_is_given",
+            "host/src/store/contract/sqlite.rs::json_is_as_sqlite_has_it_and_bytes_are_read_as_text",
+            "tests/it/evil_guests.rs::endless_search",
+            "tests/it/evil_guests.rs::huge_value",
         ],
     ),
     (

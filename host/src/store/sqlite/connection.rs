@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::bounds;
 use super::errors::Refusal;
 use super::guest::Described;
+use super::json;
 use super::lock::ProcessLock;
 use super::marks::Marks;
 use crate::failpoint::{self, Point};
@@ -48,8 +49,8 @@ pub(super) struct Slot {
     statement_timeout: Duration,
     /// The longest value.
     value_bytes: i32,
-    /// Values are shorter for now.
-    short: bool,
+    /// How long values may be for now.
+    longest: i32,
     pub(super) described: LruCache<String, Arc<Described>>,
 }
 
@@ -106,7 +107,7 @@ impl Shared {
             }),
             statement_timeout: options.statement_timeout,
             value_bytes,
-            short: false,
+            longest: value_bytes,
             described: LruCache::new(
                 std::num::NonZeroUsize::new(CACHED_STATEMENTS).expect("it is not zero"),
             ),
@@ -133,7 +134,7 @@ impl Shared {
                 .await
                 .map_err(|error| Refusal::of(error).own())?;
             slot.connection = Some(connection);
-            slot.short = false;
+            slot.longest = slot.value_bytes;
         }
         Ok(slot)
     }
@@ -155,6 +156,7 @@ impl Shared {
             .await?;
         let mut handle = connection.lock_handle().await?;
         bounds::set(&mut handle, slot.value_bytes);
+        json::guard(&mut handle)?;
         let (rolled_back, committed) = (Arc::clone(&slot.ended), Arc::clone(&slot.ended));
         handle.set_rollback_hook(move || rolled_back.store(true, Ordering::SeqCst));
         handle.set_commit_hook(move || {
@@ -241,18 +243,23 @@ impl Slot {
         }
     }
 
-    /// Bounds the values of a statement that searches, until this is called again for one that does not.
-    pub async fn shorten(&mut self, short: bool) -> Result<(), StoreError> {
-        if self.short == short {
+    /// Bounds the values of the statements that follow, by what the store takes and no more than this.
+    pub async fn shorten(&mut self, bytes: i32) -> Result<(), StoreError> {
+        let bytes = bytes.min(self.value_bytes);
+        if self.longest == bytes {
             return Ok(());
         }
         // Noted before it is done: if this future is dropped, the rollback undoes it.
-        self.short = true;
-        let value_bytes = self.value_bytes;
-        let result = bounds::shorten(self.usable()?, short, value_bytes).await;
+        self.longest = 0;
+        let result = bounds::shorten(self.usable()?, bytes).await;
         result.map_err(|error| self.refusal(error).own())?;
-        self.short = short;
+        self.longest = bytes;
         Ok(())
+    }
+
+    /// Values may be as long again as the store takes.
+    pub async fn lengthen_values(&mut self) -> Result<(), StoreError> {
+        self.shorten(i32::MAX).await
     }
 
     fn unlimited(&self) {
@@ -308,7 +315,7 @@ impl Slot {
         self.unlimited();
         // Without a transaction SQLite says so; then there is nothing to undo.
         let undone = result.is_ok() || self.ended.load(Ordering::SeqCst);
-        if !undone || self.shorten(false).await.is_err() {
+        if !undone || self.lengthen_values().await.is_err() {
             self.connection = None;
             self.described.clear();
         }
