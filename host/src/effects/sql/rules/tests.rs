@@ -402,8 +402,8 @@ fn a_row_that_nothing_could_stop_is_refused_by_the_lengths_of_its_values() {
     const MIB: u64 = 1 << 20;
     let judged = |text: &str, bytes: &[u64], columns: Option<Width>| {
         let statement = allowed(Dialect::Postgres, text);
-        let columns = statement.question().columns.iter().map(|_| columns);
-        statement.columns_are(columns.collect());
+        let count = statement.question().columns.len();
+        statement.columns_are(vec![columns; count]);
         let widths = bytes.iter().map(|bytes| Width {
             bytes: *bytes,
             number: false,
