@@ -84,6 +84,9 @@ const PARSER_DEPTH: usize = 120;
 /// The time of one row of SQLite: several times what the store plans with, which counts each call once.
 const SQLITE_NANOSECONDS: f64 = 1e10;
 
+/// The longest value of SQLite that a row is weighed with: what the store takes unless it is told otherwise.
+const SQLITE_VALUE_BYTES: u64 = 20 << 20;
+
 /// The longest value of Postgres.
 const LONGEST: f64 = 1_073_741_824.0;
 
@@ -447,7 +450,7 @@ fn must_be_bounded(dialect: Dialect, pieces: &Pieces, walked: &walk::Walked) -> 
         // The store cuts the values of a statement by its calls; here is left what is written out many times.
         Dialect::Sqlite => {
             let words = (0..pieces.len()).map(|index| pieces.text(index));
-            let longest = sqlite_value_bytes(words);
+            let longest = sqlite_value_bytes(words).min(SQLITE_VALUE_BYTES);
             let parameter = |number: u16| {
                 let short = walked.short.contains(&number);
                 of(if short { SMALL_BYTES } else { longest }, false)
