@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use crate::failure::{Class, Failure, code};
 use crate::store::{
-    Constraint, ConsumerId, NamedColumn, OutboxRow, Rows, Session, StoreError, Traits, Value,
+    CatalogAnswer, CatalogQuestion, Constraint, ConsumerId, NamedColumn, OutboxRow, Rows, Session,
+    StoreError, Traits, Value,
 };
 
 use outbox::StoredReply;
@@ -154,6 +155,19 @@ impl Transaction {
             Ok(place) => Ok(place),
             Err(constraint) => Err(Fault::Spoiled(StoreError::Broken(format!(
                 "looking for columns: {}",
+                constraint.message
+            )))),
+        }
+    }
+
+    /// What the catalog says about the names of a statement.
+    pub async fn catalog(&mut self, question: &CatalogQuestion) -> Result<CatalogAnswer, Fault> {
+        self.before_statement().await?;
+        let answer = self.session.catalog(question).await;
+        match self.after_statement(answer).await? {
+            Ok(answer) => Ok(answer),
+            Err(constraint) => Err(Fault::Spoiled(StoreError::Broken(format!(
+                "looking into the catalog: {}",
                 constraint.message
             )))),
         }

@@ -106,7 +106,7 @@ statements! {
 /// On SQLite the deadline comes between two calls of a function, and the one connection waits for both.
 pub async fn endless_search(place: &Place, scene: Scene) -> Checked {
     let ground = Ground::new(place, scene, "endless_search")?;
-    run_numbers(ground, 4, "sql-limit").await
+    run_numbers(ground, 6, "sql-limit").await
 }
 
 /// The value is made in the database, or not at all; the host's memory does not see it.

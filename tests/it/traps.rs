@@ -10,7 +10,7 @@ use crate::Checked;
 use crate::support::place::Place;
 
 /// What goes wrong elsewhere, and which tests are about it.
-const TRAPS: [(&str, &[&str]); 22] = [
+const TRAPS: [(&str, &[&str]); 23] = [
     (
         "a redelivery after a reconnect runs the handler twice",
         &[
@@ -154,6 +154,16 @@ const TRAPS: [(&str, &[&str]); 22] = [
             "tests/it/evil_guests.rs::forged_log",
             "host/src/telemetry/tests.rs::nothing_in_a_record_can_steer_a_terminal_or_forge_a_line",
             "host/src/config/tests/diagnostics.rs::no_slip_of_the_finger_shows_a_secret",
+        ],
+    ),
+    (
+        "one call, or the calls of one row, keep a database busy that no timeout stops, or end the process",
+        &[
+            "host/src/store/contract/costs.rs::every_call_of_sqlite_comes_to_an_end_whatever_it_is_given",
+            "host/src/store/contract/costs.rs::every_call_of_postgres_comes_to_an_end_whatever_it_is_given",
+            "host/src/store/contract/sqlite.rs::json_is_as_sqlite_has_it_and_bytes_are_read_as_text",
+            "tests/it/evil_guests.rs::endless_search",
+            "tests/it/evil_guests.rs::huge_value",
         ],
     ),
     (

@@ -15,6 +15,7 @@ const LOOKS: &[&str] = &[
     "release",
     "alive",
     "entries",
+    "catalog",
     "missing_column",
     "is_plain",
     "finish",

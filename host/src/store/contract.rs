@@ -3,6 +3,7 @@
 //! SQLite is always tested. Postgres is tested where `HAPAX_TEST_POSTGRES_URL` names a database that the
 //! tests may use: each test makes a schema of its own there and drops it when it passes.
 
+mod costs;
 mod guest;
 mod hostile;
 mod ledger;

@@ -14,9 +14,10 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::{
-    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, NamedColumn,
-    OutboxDepth, OutboxRecord, OutboxRow, Queues, Rows, Session, Settlement, Start, Status, Store,
-    StoreError, StuckSession, Traits, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    CatalogAnswer, CatalogQuestion, Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate,
+    Finished, HostId, NamedColumn, OutboxDepth, OutboxRecord, OutboxRow, Queues, Rows, Session,
+    Settlement, Start, Status, Store, StoreError, StuckSession, Traits, Upkeep, Value,
+    WaitingFilter, WaitingRecord, WaitingRow,
 };
 
 /// Something that a transaction did for a message.
@@ -229,6 +230,10 @@ impl Session for Recorded {
         columns: &[NamedColumn],
     ) -> Result<Option<usize>, StoreError> {
         self.inner.missing_column(columns).await
+    }
+
+    async fn catalog(&mut self, question: &CatalogQuestion) -> Result<CatalogAnswer, StoreError> {
+        self.inner.catalog(question).await
     }
 
     async fn query(

@@ -9,6 +9,7 @@ mod bounds;
 mod connection;
 mod errors;
 mod guest;
+mod json;
 mod ledger;
 mod lock;
 mod marks;

@@ -14,6 +14,8 @@
 //! Deliberately does not: talk to a database, know a schema (views, triggers, column defaults and computed columns
 //! are the owner's word), bind values, or bound what a statement costs to run; those are the caller's.
 
+mod builtins;
+mod cost;
 mod coverage;
 mod expression;
 mod from;
@@ -27,6 +29,7 @@ mod refusal;
 mod searches;
 mod types;
 mod walk;
+mod weigh;
 mod words;
 mod write;
 
@@ -35,7 +38,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use lru::LruCache;
@@ -44,11 +47,18 @@ use sqlparser::parser::{Parser, ParserError};
 use sqlparser::tokenizer::Token;
 use tokio::sync::{Semaphore, oneshot};
 
+#[cfg(test)]
+pub use builtins::all as all_built_ins;
+pub use builtins::sqlite_value_bytes;
+pub use cost::Excess;
 pub use grants::{BadGrant, Grants, Table};
+#[cfg(test)]
+pub use lexer::all_operators;
 pub use merge::{Merge, RowPart};
 pub use refusal::{Refusal, code};
 pub use searches::MAX_SHORT_BYTES;
 
+use cost::{Cost, SMALL_BYTES};
 use lexer::Pieces;
 use refusal::Checked;
 use walk::Walk;
@@ -71,9 +81,24 @@ static SEATS: Semaphore = Semaphore::const_new(8);
 /// How deep `sqlparser` may recurse. A parenthesis costs it two or three levels.
 const PARSER_DEPTH: usize = 120;
 
+/// The time of one row of SQLite: several times what the store plans with, which counts each call once.
+const SQLITE_NANOSECONDS: f64 = 1e10;
+
+/// The longest value of SQLite that a row is weighed with: what the store takes unless it is told otherwise.
+const SQLITE_VALUE_BYTES: u64 = 20 << 20;
+
+/// The longest value of Postgres.
+const LONGEST: f64 = 1_073_741_824.0;
+
+/// A parameter as handlers bind them.
+const SHORT_PARAMETER: Width = Width {
+    bytes: 64,
+    number: true,
+};
+
 use super::speculation::Plainness;
 pub use crate::store::Dialect;
-use crate::store::NamedColumn;
+use crate::store::{ASSUMED_BYTES, BuiltIns, CatalogQuestion, NamedColumn, Width};
 
 impl Dialect {
     /// How many parameters one statement can carry on this store.
@@ -123,7 +148,16 @@ pub struct Statement {
     pub merge: Option<Merge>,
     /// What has to be a column in the database, or else could be a call. Asked once, before it runs.
     pub named_columns: Vec<NamedColumn>,
+    /// What has to be the database's own, or else could be somebody's function. Asked with them.
+    pub built_ins: BuiltIns,
+    /// Functions that the consumer is granted, by their last names.
+    granted: Vec<String>,
     proven: AtomicBool,
+    cost: Cost,
+    /// A row costs little whatever columns hold, as long as parameters are small.
+    light: bool,
+    /// What the catalog knows of the columns that `cost` names.
+    widths: OnceLock<Vec<Option<Width>>>,
     /// Whether many of these may be written as one although each was to run at once.
     pub plainness: Plainness,
     /// Parameters that may have at most [`MAX_SHORT_BYTES`]: what a search looks for.
@@ -142,7 +176,50 @@ struct Placeholder {
 impl Statement {
     /// Whether nothing is left to ask the database before the statement runs.
     pub fn is_proven(&self) -> bool {
-        self.named_columns.is_empty() || self.proven.load(Ordering::Relaxed)
+        self.proven.load(Ordering::Relaxed)
+            || self.named_columns.is_empty() && self.built_ins.is_empty() && self.light
+    }
+
+    /// What to ask the catalog before the statement runs.
+    pub fn question(&self) -> CatalogQuestion {
+        let tables = self.reads.union(&self.writes);
+        let columns = if self.light { &[] } else { self.cost.columns() };
+        CatalogQuestion {
+            built_ins: self.built_ins.clone(),
+            granted: self.granted.clone(),
+            tables: tables
+                .map(|table| (table.schema.clone(), table.name.clone()))
+                .collect(),
+            columns: columns.to_vec(),
+        }
+    }
+
+    /// Notes how wide the columns are.
+    pub fn columns_are(&self, widths: Vec<Option<Width>>) {
+        // Lanes that ask at the same time hear the same.
+        let _ = self.widths.set(widths);
+    }
+
+    /// The bound that a row is over with parameters of these lengths, and whether it is with short ones, too.
+    pub fn excess(&self, parameters: &[Width]) -> Option<(Excess, bool)> {
+        if self.light && parameters.iter().all(|width| width.bytes <= SMALL_BYTES) {
+            return None;
+        }
+        let widths = self.widths.get();
+        let weigh = |most: u64| {
+            let parameter = |number: u16| {
+                let given = parameters.get(usize::from(number).wrapping_sub(1));
+                let given = given.copied().unwrap_or(SHORT_PARAMETER);
+                Width {
+                    bytes: given.bytes.min(most),
+                    ..given
+                }
+            };
+            let column = |column: usize| *widths?.get(column)?;
+            self.cost.weigh(parameter, column, LONGEST).excess()
+        };
+        let excess = weigh(u64::MAX)?;
+        Some((excess, weigh(SHORT_PARAMETER.bytes).is_some()))
     }
 
     /// The database knows all of `named_columns`.
@@ -333,6 +410,7 @@ fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
     let outline = walk.statement(&tree)?;
     let walked = walk.finish();
     coverage::check(dialect, &pieces, &walked.understood)?;
+    let light = must_be_bounded(dialect, &pieces, &walked)?;
     Ok(Statement {
         text: pieces.text.to_owned(),
         kind: outline.kind,
@@ -342,7 +420,12 @@ fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
         writes: walked.writes,
         merge: merge::shape(&pieces),
         named_columns: walked.named_columns.into_iter().collect(),
+        built_ins: walked.built_ins,
+        granted: grants.function_names(),
         proven: AtomicBool::new(false),
+        cost: walked.cost,
+        light,
+        widths: OnceLock::new(),
         plainness: Plainness::default(),
         short: walked.short.into_iter().collect(),
         placeholders: pieces
@@ -357,6 +440,43 @@ fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
             })
             .collect(),
     })
+}
+
+/// Refuses a statement of which one row would cost too much whatever is bound and whatever the tables hold, and tells
+/// whether it costs little whatever they hold.
+fn must_be_bounded(dialect: Dialect, pieces: &Pieces, walked: &walk::Walked) -> Checked<bool> {
+    let of = |bytes: u64, number: bool| Width { bytes, number };
+    let excess = match dialect {
+        // The store cuts the values of a statement by its calls; here is left what is written out many times.
+        Dialect::Sqlite => {
+            let words = (0..pieces.len()).map(|index| pieces.text(index));
+            let longest = sqlite_value_bytes(words).min(SQLITE_VALUE_BYTES);
+            let parameter = |number: u16| {
+                let short = walked.short.contains(&number);
+                of(if short { SMALL_BYTES } else { longest }, false)
+            };
+            let column = |_| Some(of(longest, false));
+            let weight = walked.cost.weigh(parameter, column, longest as f64);
+            (weight.nanoseconds > SQLITE_NANOSECONDS).then_some(Excess::Time)
+        }
+        Dialect::Postgres | Dialect::Mysql => {
+            let column = |_| Some(SHORT_PARAMETER);
+            let weight = walked.cost.weigh(|_| SHORT_PARAMETER, column, LONGEST);
+            weight.excess()
+        }
+    };
+    if let Some(excess) = excess {
+        let (message, help) = excess.tell();
+        return Err(Refusal::whole(code::TOO_COSTLY, message, help));
+    }
+    if dialect == Dialect::Sqlite {
+        return Ok(true);
+    }
+    let column = |_| Some(of(ASSUMED_BYTES, false));
+    let weight = walked
+        .cost
+        .weigh(|_| of(SMALL_BYTES, false), column, LONGEST);
+    Ok(weight.excess().is_none())
 }
 
 /// Names the kind of statement that is refused, before its details are: `COMMIT` should not hear about commas.

@@ -6,7 +6,7 @@ use crate::effects::sql::Deferred;
 use crate::effects::sql::rules::{self, Kind, MAX_SHORT_BYTES, Statement};
 use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
-use crate::store::{self, Constraint, ConstraintKind, NamedColumn, Value as Stored};
+use crate::store::{self, Constraint, ConstraintKind, NamedColumn, Value as Stored, Width};
 
 use super::super::bindings::hapax::plugin::sql::{
     Column, Error, ErrorKind, Host, OtherValue, Rows, Value,
@@ -115,12 +115,35 @@ impl Guest {
             )));
         }
         self.prove(&statement).await?;
+        within_a_row(&statement, &parameters)?;
         Ok((statement, parameters))
     }
 
     /// Asks the database for what the text of a statement leaves open, once for all messages.
     async fn prove(&mut self, statement: &Statement) -> Result<(), Stop> {
         if statement.is_proven() {
+            return Ok(());
+        }
+        let question = statement.question();
+        if !question.is_empty() {
+            let answer = self
+                .in_transaction(async |transaction, _| transaction.catalog(&question).await)
+                .await?;
+            if let Some(other) = answer.other {
+                // The owner may take it away again.
+                return Err(Stop::Failed(Failure::later(
+                    code::SQL_REFUSED,
+                    format!(
+                        "{}: {other} has the name of a built-in and could be meant instead of it; rename it, \
+                         take its schema out of search_path, or grant the function by name",
+                        rules::code::NAME
+                    ),
+                )));
+            }
+            statement.columns_are(answer.widths);
+        }
+        if statement.named_columns.is_empty() {
+            statement.proven();
             return Ok(());
         }
         let missing = self
@@ -142,6 +165,38 @@ impl Guest {
                 tables(column)
             ),
         )))
+    }
+}
+
+/// Insists that one row of the statement ends soon, with these parameters.
+fn within_a_row(statement: &Statement, parameters: &[Stored]) -> Result<(), Stop> {
+    let widths: Vec<Width> = parameters.iter().map(width).collect();
+    let Some((excess, whatever_is_bound)) = statement.excess(&widths) else {
+        return Ok(());
+    };
+    let (message, help) = excess.tell();
+    if whatever_is_bound {
+        let code = rules::code::TOO_COSTLY;
+        return Err(refused(format!("{code}: {message}; {help}")));
+    }
+    Err(Stop::Failed(Failure::never(
+        code::SQL_LIMIT,
+        format!("with parameters as long as these, {message}; {help}"),
+    )))
+}
+
+fn width(value: &Stored) -> Width {
+    Width {
+        bytes: value.size_bytes() as u64,
+        number: matches!(
+            value,
+            Stored::Null
+                | Stored::Bool(_)
+                | Stored::S64(_)
+                | Stored::F64(_)
+                | Stored::Timestamp(_)
+                | Stored::Decimal(_)
+        ),
     }
 }
 

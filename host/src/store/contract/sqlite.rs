@@ -235,6 +235,111 @@ async fn values_are_bounded_and_those_of_a_search_more() {
     fixture.remove().await;
 }
 
+/// What stands in front of SQLite's own functions leaves what they answer as it is.
+#[tokio::test]
+async fn json_is_as_sqlite_has_it_and_bytes_are_read_as_text() {
+    let fixture = Fixture::sqlite().await;
+    let mut session = fixture.session().await;
+    session.begin().await.unwrap();
+    let long_path = format!("$.{}", "a.".repeat(600) + "a");
+    for (statement, parameter, expected) in [
+        ("json($1)", Value::Text(" [1, 2 ]".into()), Ok("[1,2]")),
+        ("json($1)", Value::Bytes(b" [1, 2 ]".to_vec()), Ok("[1,2]")),
+        (
+            "json($1)",
+            Value::Bytes(vec![0x1b, 0x0b]),
+            Err("malformed JSON"),
+        ),
+        (
+            "json_array($1)",
+            Value::Bytes(vec![0x0b]),
+            Err("JSON cannot hold BLOB values"),
+        ),
+        (
+            "json_group_array($1)",
+            Value::Bytes(vec![0x0b]),
+            Err("JSON cannot hold BLOB values"),
+        ),
+        (
+            "json_set('{}', $1, 1)",
+            Value::Text(long_path.clone()),
+            Err("path has more than 1024"),
+        ),
+        (
+            "'{}' -> $1",
+            Value::Text(long_path),
+            Err("path has more than 1024"),
+        ),
+        (
+            "json_set('{}', '$.a', json_array($1), '$.b', '[1]')",
+            Value::S64(1),
+            Ok(r#"{"a":[1],"b":"[1]"}"#),
+        ),
+        (
+            "json_array(json_extract($1, '$.a'), 'x')",
+            Value::Text(r#"{"a":{"b":1}}"#.into()),
+            Ok(r#"[{"b":1},"x"]"#),
+        ),
+        (
+            "json_object('a', $1, 'b', json('[2]'))",
+            Value::Text("x".into()),
+            Ok(r#"{"a":"x","b":[2]}"#),
+        ),
+        (
+            "$1 -> 'a' ->> '$.b'",
+            Value::Text(r#"{"a":{"b":"c"}}"#.into()),
+            Ok("c"),
+        ),
+        (
+            "json_patch($1, '{\"a\":null}')",
+            Value::Text(r#"{"a":1,"b":2}"#.into()),
+            Ok(r#"{"b":2}"#),
+        ),
+        (
+            "json_remove($1, '$[0]')",
+            Value::Text("[1,2]".into()),
+            Ok("[2]"),
+        ),
+        (
+            "json_valid($1) || json_type($1) || json_array_length($1)",
+            Value::Text("[1,2]".into()),
+            Ok("1array2"),
+        ),
+        ("json_group_array($1)", Value::F64(1.5), Ok("[1.5]")),
+        (
+            "json_group_array(json($1))",
+            Value::Text("[]".into()),
+            Ok("[[]]"),
+        ),
+        (
+            "json_group_object($1, 2)",
+            Value::Text("a\"".into()),
+            Ok(r#"{"a\"":2}"#),
+        ),
+        (
+            "(SELECT group_concat(w) FROM (SELECT json_group_array(n) OVER (ORDER BY n ROWS 1 PRECEDING) AS w \
+              FROM (SELECT $1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3)))",
+            Value::S64(1),
+            Ok("[1],[1,2],[2,3]"),
+        ),
+    ] {
+        let text = format!("SELECT {statement}");
+        let answer = session.query(&text, &[parameter], 10, 1 << 20).await;
+        match (answer, expected) {
+            (Ok(rows), Ok(expected)) => {
+                assert_eq!(rows.rows, [[Value::Text(expected.into())]], "{statement}");
+            }
+            (Err(StoreError::Statement { message, .. }), Err(expected)) => {
+                assert!(message.contains(expected), "{statement}: {message}");
+            }
+            (answer, _) => panic!("{statement}: {answer:?}"),
+        }
+    }
+    session.rollback().await.unwrap();
+    drop(session);
+    fixture.remove().await;
+}
+
 #[tokio::test]
 async fn a_full_disk_is_noticed() {
     let fixture = Fixture::sqlite().await;

@@ -14,7 +14,10 @@ use super::decode::{decode, readable};
 use super::encode::{encode, refuse};
 use super::errors::Refusal;
 use super::session::{PgQuery, PostgresSession, column};
-use crate::store::{Column, NamedColumn, Rows, StoreError, Value};
+use crate::store::{
+    ASSUMED_BYTES, ASSUMED_DIGITS, CatalogAnswer, CatalogQuestion, Column, NamedColumn, Rows,
+    StoreError, Value, Width,
+};
 
 /// Names are looked up as a statement of the guest would. System columns have no numbers above zero, and views have
 /// none of them.
@@ -50,7 +53,100 @@ const IS_PLAIN: &str = "\
     FROM pg_catalog.pg_class AS c \
     WHERE c.oid = to_regclass(concat(quote_ident($1) || '.', quote_ident($2)))";
 
+/// What could be meant in place of a built-in: the best overload of the whole search path is called, wherever it
+/// stands. What an extension brought is what its name says. A type is the first of its name.
+const OTHERS: &str = "\
+    WITH path AS (SELECT n.oid FROM pg_catalog.pg_namespace AS n \
+            WHERE n.nspname = ANY(current_schemas(false)) AND n.nspname <> 'pg_catalog'), \
+        others AS (\
+            SELECT 1 AS place, 'the function ' || p.oid::regprocedure::text AS name, \
+                'pg_catalog.pg_proc'::regclass AS class, p.oid FROM pg_catalog.pg_proc AS p \
+            WHERE p.proname = ANY($1::text[]) AND p.pronamespace IN (SELECT path.oid FROM path) \
+            UNION ALL SELECT 2, 'the operator ' || o.oid::regoperator::text, 'pg_catalog.pg_operator'::regclass, o.oid \
+            FROM pg_catalog.pg_operator AS o JOIN pg_catalog.pg_proc AS p ON p.oid = o.oprcode \
+            WHERE o.oprname = ANY($2::text[]) AND o.oprnamespace IN (SELECT path.oid FROM path) \
+                AND NOT p.proname = ANY($3::text[]) \
+            UNION ALL SELECT 3, 'the type ' || t.oid::regtype::text, 'pg_catalog.pg_type'::regclass, t.oid \
+            FROM unnest($4::text[]) AS named (name) JOIN pg_catalog.pg_type AS t ON t.oid = to_regtype(named.name) \
+            WHERE t.typnamespace <> 'pg_catalog'::regnamespace) \
+    SELECT others.name FROM others \
+    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d \
+        WHERE d.classid = others.class AND d.objid = others.oid AND d.deptype = 'e') \
+    ORDER BY others.place, others.name LIMIT 1";
+
+/// How wide the widest column of each name is, by its type: $4 bytes where that says nothing, $5 digits for a number.
+const WIDTHS: &str = "\
+    SELECT named.place, \
+        max(CASE WHEN a.attlen > 0 THEN a.attlen::bigint \
+            WHEN a.atttypid = 'pg_catalog.numeric'::regtype AND a.atttypmod > 4 \
+                THEN ((a.atttypmod - 4) >> 16 & 65535)::bigint \
+            WHEN a.atttypid = 'pg_catalog.numeric'::regtype THEN $5::bigint \
+            WHEN a.atttypid IN ('pg_catalog.varchar'::regtype, 'pg_catalog.bpchar'::regtype) AND a.atttypmod > 4 \
+                THEN (a.atttypmod - 4)::bigint * 4 \
+            ELSE $4::bigint END), \
+        bool_and(a.attlen > 0 OR a.atttypid = 'pg_catalog.numeric'::regtype) \
+    FROM unnest($1::text[]) WITH ORDINALITY AS named (name, place) \
+    JOIN pg_catalog.pg_attribute AS a ON a.attname = named.name AND a.attnum > 0 AND NOT a.attisdropped \
+    WHERE a.attrelid IN ( \
+        SELECT to_regclass(concat(quote_ident(t.schema_name) || '.', quote_ident(t.table_name))) \
+        FROM unnest($2::text[], $3::text[]) AS t (schema_name, table_name)) \
+    GROUP BY named.place";
+
 impl PostgresSession {
+    pub(super) async fn guest_catalog(
+        &mut self,
+        question: &CatalogQuestion,
+    ) -> Result<CatalogAnswer, StoreError> {
+        let texts = |names: &std::collections::BTreeSet<String>| {
+            names.iter().cloned().collect::<Vec<String>>()
+        };
+        let built_ins = &question.built_ins;
+        let mut answer = CatalogAnswer::default();
+        if !built_ins.is_empty() {
+            let query = sqlx::query(OTHERS)
+                .bind(texts(&built_ins.functions))
+                .bind(texts(&built_ins.operators))
+                .bind(&question.granted)
+                .bind(texts(&built_ins.types));
+            let row = self.look(query).await?;
+            answer.other = row.map(|row| column(&row, 0)).transpose()?;
+        }
+        if !question.columns.is_empty() {
+            answer.widths = self.widths(question).await?;
+        }
+        Ok(answer)
+    }
+
+    async fn widths(
+        &mut self,
+        question: &CatalogQuestion,
+    ) -> Result<Vec<Option<Width>>, StoreError> {
+        let (schemas, tables): (Vec<Option<String>>, Vec<String>) =
+            question.tables.iter().cloned().unzip();
+        let limit = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let query = sqlx::query(WIDTHS)
+            .bind(&question.columns)
+            .bind(schemas)
+            .bind(tables)
+            .bind(limit(ASSUMED_BYTES))
+            .bind(limit(ASSUMED_DIGITS));
+        let mut connection = self.lend()?;
+        let result = query.fetch_all(&mut connection).await;
+        let rows = self.back(connection, result).map_err(Refusal::guests)?;
+        let mut widths = vec![None; question.columns.len()];
+        for row in rows {
+            let place = usize::try_from(column::<i64>(&row, 0)?).unwrap_or_default();
+            let width = Width {
+                bytes: u64::try_from(column::<i64>(&row, 1)?).unwrap_or_default(),
+                number: column(&row, 2)?,
+            };
+            if let Some(known) = place.checked_sub(1).and_then(|place| widths.get_mut(place)) {
+                *known = Some(width);
+            }
+        }
+        Ok(widths)
+    }
+
     pub(super) async fn guest_is_plain(
         &mut self,
         schema: Option<&str>,

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::bounds;
 use super::errors::Refusal;
 use super::guest::Described;
+use super::json;
 use super::lock::ProcessLock;
 use super::marks::Marks;
 use super::place::DatabaseFile;
@@ -53,9 +54,9 @@ pub(super) struct Slot {
     statement_timeout: Duration,
     /// The longest value.
     value_bytes: i32,
-    /// Values are shorter for now.
-    short: bool,
     kept: KeptTexts,
+    /// How long values may be for now.
+    longest: i32,
     pub(super) described: LruCache<String, Arc<Described>>,
 }
 
@@ -116,8 +117,8 @@ impl Shared {
             }),
             statement_timeout: options.statement_timeout,
             value_bytes,
-            short: false,
             kept: KeptTexts::default(),
+            longest: value_bytes,
             described: LruCache::new(
                 std::num::NonZeroUsize::new(CACHED_STATEMENTS).expect("it is not zero"),
             ),
@@ -164,7 +165,7 @@ impl Shared {
                 .await
                 .map_err(|error| Refusal::of(error).own())?;
             slot.connection = Some(connection);
-            slot.short = false;
+            slot.longest = slot.value_bytes;
             slot.kept.clear();
             slot.file.note_log();
             // It was opened by its path.
@@ -191,6 +192,7 @@ impl Shared {
             .await?;
         let mut handle = connection.lock_handle().await?;
         bounds::set(&mut handle, slot.value_bytes);
+        json::guard(&mut handle)?;
         let (rolled_back, committed) = (Arc::clone(&slot.ended), Arc::clone(&slot.ended));
         handle.set_rollback_hook(move || rolled_back.store(true, Ordering::SeqCst));
         handle.set_commit_hook(move || {
@@ -279,17 +281,17 @@ impl Slot {
         }
     }
 
-    /// Bounds the values of a statement that searches, until this is called again for one that does not.
-    pub async fn shorten(&mut self, short: bool) -> Result<(), StoreError> {
-        if self.short == short {
+    /// Bounds the values of the statements that follow, by what the store takes and no more than this.
+    pub async fn shorten(&mut self, bytes: i32) -> Result<(), StoreError> {
+        let bytes = bytes.min(self.value_bytes);
+        if self.longest == bytes {
             return Ok(());
         }
         // Noted before it is done: if this future is dropped, the rollback undoes it.
-        self.short = true;
-        let value_bytes = self.value_bytes;
-        let result = bounds::shorten(self.usable()?, short, value_bytes).await;
+        self.longest = 0;
+        let result = bounds::shorten(self.usable()?, bytes).await;
         result.map_err(|error| self.refusal(error).own())?;
-        self.short = short;
+        self.longest = bytes;
         Ok(())
     }
 
@@ -301,6 +303,11 @@ impl Slot {
         self.described.clear();
         let cleared = sqlx::Connection::clear_cached_statements(self.usable()?).await;
         cleared.map_err(|error| self.refusal(error).own())
+    }
+
+    /// Values may be as long again as the store takes.
+    pub async fn lengthen_values(&mut self) -> Result<(), StoreError> {
+        self.shorten(i32::MAX).await
     }
 
     fn unlimited(&self) {
@@ -356,7 +363,7 @@ impl Slot {
         self.unlimited();
         // Without a transaction SQLite says so; then there is nothing to undo.
         let undone = result.is_ok() || self.ended.load(Ordering::SeqCst);
-        if !undone || self.shorten(false).await.is_err() {
+        if !undone || self.lengthen_values().await.is_err() {
             self.connection = None;
             self.described.clear();
         }

@@ -14,8 +14,8 @@ use sqlx::{
     Statement, TypeInfo, ValueRef,
 };
 
-use super::bounds;
 use super::connection::{Slot, column};
+use crate::effects::sql::rules::sqlite_value_bytes;
 use crate::store::stored::rfc3339;
 use crate::store::{Column, Rows, StoreError, Value};
 
@@ -34,7 +34,8 @@ const IS_PLAIN: &str = "\
 pub(super) struct Described {
     parameters: usize,
     columns: Vec<Column>,
-    searches: bool,
+    /// How long its values may be.
+    value_bytes: i32,
 }
 
 impl Slot {
@@ -52,7 +53,7 @@ impl Slot {
             rows: Vec::new(),
         };
         let mut bytes = 0;
-        self.shorten(described.searches).await?;
+        self.shorten(described.value_bytes).await?;
         let limit = self.limited();
         let connection = self.usable()?;
         let read = async {
@@ -94,7 +95,7 @@ impl Slot {
     ) -> Result<u64, StoreError> {
         let described = self.describe(statement).await?;
         let arguments = arguments(&described, parameters)?;
-        self.shorten(described.searches).await?;
+        self.shorten(described.value_bytes).await?;
         let limit = self.limited();
         let connection = self.usable()?;
         let result = sqlx::query_with(AssertSqlSafe(statement), arguments)
@@ -127,7 +128,7 @@ impl Slot {
     /// leaves the rest to the rollback where the transaction is over.
     async fn lengthen<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         let lengthened = match self.usable() {
-            Ok(_) => self.shorten(false).await,
+            Ok(_) => self.lengthen_values().await,
             Err(_) => Ok(()),
         };
         let value = result?;
@@ -149,7 +150,7 @@ impl Slot {
             Some(Either::Right(count)) => count,
             _ => 0,
         };
-        let (highest, searches) = words(statement)?;
+        let (highest, value_bytes) = words(statement)?;
         if highest != parameters {
             return Err(refuse(
                 "25",
@@ -170,7 +171,7 @@ impl Slot {
         let described = Arc::new(Described {
             parameters,
             columns,
-            searches,
+            value_bytes,
         });
         self.described
             .put(statement.to_owned(), Arc::clone(&described));
@@ -198,27 +199,30 @@ fn refuse(code: &str, message: &str) -> StoreError {
     }
 }
 
-/// The highest N of `$N`, and whether the statement searches. SQLite would bind nothing to a parameter without a value
-/// and call it NULL.
-fn words(statement: &str) -> Result<(usize, bool), StoreError> {
+/// The highest N of `$N`, and how long values may be. SQLite would bind nothing to a parameter without a value and call
+/// it NULL.
+fn words(statement: &str) -> Result<(usize, i32), StoreError> {
     let tokens = Tokenizer::new(&SQLiteDialect {}, statement).tokenize();
     let tokens = tokens.map_err(|error| refuse("1", &error.to_string()))?;
     let mut highest = 0;
-    let mut searches = false;
+    let mut words = Vec::with_capacity(tokens.len());
     for token in tokens {
-        if let Token::Word(word) = &token {
-            searches |= bounds::searches(&word.value);
-        }
-        if let Token::Placeholder(name) = token {
-            let number = name
-                .strip_prefix('$')
-                .and_then(|number| number.parse().ok());
-            let number = number.filter(|number| *number > 0);
-            highest = highest
-                .max(number.ok_or_else(|| refuse("25", "parameters are written $1, $2, …"))?);
+        match token {
+            Token::Word(word) => words.push(word.value),
+            Token::SingleQuotedString(_) | Token::Whitespace(_) => {}
+            Token::Placeholder(name) => {
+                let number = name
+                    .strip_prefix('$')
+                    .and_then(|number| number.parse().ok());
+                let number = number.filter(|number| *number > 0);
+                highest = highest
+                    .max(number.ok_or_else(|| refuse("25", "parameters are written $1, $2, …"))?);
+            }
+            sign => words.push(sign.to_string()),
         }
     }
-    Ok((highest, searches))
+    let value_bytes = sqlite_value_bytes(words.iter().map(String::as_str));
+    Ok((highest, i32::try_from(value_bytes).unwrap_or(i32::MAX)))
 }
 
 fn arguments(described: &Described, parameters: &[Value]) -> Result<SqliteArguments, StoreError> {

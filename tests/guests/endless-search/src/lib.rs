@@ -1,4 +1,5 @@
-//! Searches for one long value in another, in one call that no deadline can interrupt.
+//! Searches for one long value in another, in one call that no deadline can interrupt, and calls many functions of one
+//! row, between which no database looks for a deadline either.
 
 use hapax_guest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,25 @@ const STATEMENTS: &[&str] = &[
     "SELECT rtrim($1, $2)",
     "SELECT length(replace($1, $2, 'x'))",
     "SELECT 1 WHERE $1 LIKE '%' || $2 || '%'",
+    ROW_OF_CALLS,
+    LONG_CHAIN,
 ];
+
+macro_rules! twenty {
+    ($text:literal) => {
+        concat!(
+            $text, $text, $text, $text, $text, $text, $text, $text, $text, $text, $text, $text,
+            $text, $text, $text, $text, $text, $text, $text, $text
+        )
+    };
+}
+
+const ROW_OF_CALLS: &str = concat!(
+    "SELECT length($2)",
+    twenty!(", length(upper($1)), length(lower($1)), length(upper(lower($1)))")
+);
+
+const LONG_CHAIN: &str = concat!("SELECT length($2", twenty!(" || $1 || $1"), ")");
 
 #[hapax_guest::handler]
 pub fn handle(order: Json<Order>) -> Result<Outcome, Failure> {

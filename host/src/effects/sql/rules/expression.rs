@@ -9,19 +9,28 @@ use sqlparser::ast::{
 use super::Dialect;
 use super::refusal::{Checked, code};
 use super::walk::Walk;
+use super::weigh::operator_class;
 
 impl Walk<'_> {
     pub fn expression(&mut self, expression: &Expr) -> Checked {
         self.deeper(|walk| {
             // `a AND b AND c …` leans to the left: follow that side in a loop, so that long chains are not deep.
             let mut expression = expression;
+            let mut operators = Vec::new();
             while let Expr::BinaryOp { left, op, right } = expression {
                 walk.binary_operator(op)?;
                 walk.short_operands(op, left, right)?;
+                operators.push((op, walk.cost.mark()));
                 walk.expression(right)?;
                 expression = left;
             }
-            walk.node(expression)
+            let mark = walk.cost.mark();
+            walk.node(expression)?;
+            walk.weigh_node(expression, mark);
+            for (operator, mark) in operators.into_iter().rev() {
+                walk.cost.call(operator_class(operator), 0, mark);
+            }
+            Ok(())
         })
     }
 
@@ -51,6 +60,7 @@ impl Walk<'_> {
             | Expr::IsUnknown(inner)
             | Expr::IsNotUnknown(inner) => self.expression(inner),
             Expr::IsDistinctFrom(left, right) | Expr::IsNotDistinctFrom(left, right) => {
+                self.means_operators(&["="]);
                 self.expressions([&**left, &**right])
             }
             Expr::BinaryOp { left, op, right } => {
@@ -84,6 +94,7 @@ impl Walk<'_> {
                 conditions,
                 else_result,
             } => {
+                self.means_operators(&["="]);
                 self.optional(operand.as_deref())?;
                 for CaseWhen { condition, result } in conditions {
                     self.expressions([condition, result])?;
@@ -191,6 +202,14 @@ impl Walk<'_> {
     }
 
     fn predicate(&mut self, expression: &Expr) -> Checked {
+        self.means_operators(match expression {
+            Expr::InList { .. } | Expr::InSubquery { .. } => &["=", "<>"],
+            Expr::Between { .. } => &["<", "<=", ">", ">="],
+            Expr::Like { .. } => &["~~", "!~~"],
+            Expr::ILike { .. } => &["~~*", "!~~*"],
+            Expr::SimilarTo { .. } => &["~", "!~"],
+            _ => &[],
+        });
         match expression {
             Expr::InList {
                 expr,
@@ -418,7 +437,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn binary_operator(&self, operator: &BinaryOperator) -> Checked {
+    fn binary_operator(&mut self, operator: &BinaryOperator) -> Checked {
+        self.means_operators(&[&operator.to_string()]);
         match operator {
             BinaryOperator::Plus
             | BinaryOperator::Minus
@@ -511,7 +531,8 @@ impl Walk<'_> {
         }
     }
 
-    fn unary_operator(&self, operator: &UnaryOperator) -> Checked {
+    fn unary_operator(&mut self, operator: &UnaryOperator) -> Checked {
+        self.means_operators(&[&operator.to_string()]);
         match operator {
             UnaryOperator::Plus
             | UnaryOperator::Minus

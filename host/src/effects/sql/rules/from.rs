@@ -41,9 +41,14 @@ impl Walk<'_> {
                     self.outside_from(|walk| walk.expression(condition))
                 }
                 JoinConstraint::Using(columns) => {
+                    self.means_operators(&["="]);
                     columns.iter().try_for_each(|column| self.single(column))
                 }
-                JoinConstraint::Natural | JoinConstraint::None => Ok(()),
+                JoinConstraint::Natural => {
+                    self.means_operators(&["="]);
+                    Ok(())
+                }
+                JoinConstraint::None => Ok(()),
             },
             JoinOperator::Semi(_)
             | JoinOperator::LeftSemi(_)

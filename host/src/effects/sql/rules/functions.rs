@@ -1,8 +1,6 @@
 //! Functions: those that are pure built-ins of the dialect, and those that are granted.
 //!
-//! Pure means: no effect, no session state, no clock and no randomness. Functions that make a value of any length out
-//! of a number (`repeat`, `lpad`, `printf`) are in no list either. Values can still be made large, by joining or
-//! replacing; the store bounds what leaves the database. Whatever is not in the lists may be granted by name.
+//! The built-ins stand in `builtins`, each with its cost. Whatever is not there may be granted by name.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -13,8 +11,10 @@ use sqlparser::ast::{
 };
 
 use super::Dialect;
+use super::builtins::{self, Class};
 use super::grants::Table;
 use super::refusal::{Checked, code};
+use super::searches;
 use super::walk::Walk;
 
 type Names = LazyLock<HashSet<&'static str>>;
@@ -25,76 +25,6 @@ fn list(parts: &[&'static str]) -> HashSet<&'static str> {
         .flat_map(|part| part.split_ascii_whitespace())
         .collect()
 }
-
-/// Window functions and the like, which all three have.
-const COMMON: &str = "
-    count sum avg min max coalesce nullif
-    row_number rank dense_rank percent_rank cume_dist ntile lag lead first_value last_value nth_value
-    abs ceil ceiling floor round sign mod power pow sqrt exp ln radians degrees pi
-    sin cos tan asin acos atan
-    lower upper length ltrim rtrim replace octet_length concat concat_ws";
-
-static POSTGRES: Names = LazyLock::new(|| {
-    list(&[
-        COMMON,
-        "array_agg string_agg bool_and bool_or every bit_and bit_or bit_xor any_value mode
-         json_agg jsonb_agg json_object_agg jsonb_object_agg
-         stddev stddev_pop stddev_samp variance var_pop var_samp corr covar_pop covar_samp
-         percentile_cont percentile_disc grouping row
-         greatest least num_nulls num_nonnulls
-         trunc div cbrt log log10 cot atan2 sinh cosh tanh width_bucket gcd lcm scale min_scale trim_scale
-         initcap char_length character_length bit_length left right substr btrim reverse split_part strpos
-         starts_with translate ascii chr md5 sha224 sha256 sha384 sha512 encode decode to_hex get_byte
-         convert_from convert_to quote_literal quote_ident
-         regexp_replace regexp_match regexp_like regexp_count regexp_substr regexp_instr
-         string_to_array array_to_string to_number
-         date_trunc date_part date_bin to_char to_date to_timestamp make_date make_time make_timestamp
-         make_timestamptz make_interval age justify_days justify_hours justify_interval isfinite timezone
-         to_json to_jsonb json_build_object jsonb_build_object json_build_array jsonb_build_array json_object
-         jsonb_object json_array_length jsonb_array_length json_extract_path json_extract_path_text
-         jsonb_extract_path jsonb_extract_path_text jsonb_set jsonb_insert json_strip_nulls jsonb_strip_nulls
-         jsonb_pretty json_typeof jsonb_typeof jsonb_path_exists jsonb_path_match jsonb_path_query_array
-         jsonb_path_query_first row_to_json jsonb_contains jsonb_contained jsonb_exists jsonb_exists_any
-         jsonb_exists_all jsonb_delete
-         array array_append array_prepend array_cat array_length array_position array_positions array_remove
-         array_replace cardinality array_upper array_lower array_ndims arraycontains arraycontained arrayoverlap
-         to_tsvector plainto_tsquery websearch_to_tsquery phraseto_tsquery to_tsquery ts_rank ts_match_vq",
-    ])
-});
-
-static SQLITE: Names = LazyLock::new(|| {
-    list(&[
-        COMMON,
-        "total group_concat string_agg
-         acosh asinh atan2 atanh cosh sinh tanh log log10 log2 trunc
-         char glob hex ifnull iif instr likelihood likely unlikely quote substr substring trim typeof unhex
-         unicode
-         json json_array json_array_length json_extract json_insert json_object json_patch json_quote json_remove
-         json_replace json_set json_type json_valid json_group_array json_group_object
-         date time datetime julianday strftime timediff unixepoch",
-    ])
-});
-
-static MYSQL: Names = LazyLock::new(|| {
-    list(&[
-        COMMON,
-        "bit_and bit_or bit_xor group_concat json_arrayagg json_objectagg std stddev stddev_pop stddev_samp
-         variance var_pop var_samp grouping
-         greatest least if ifnull isnull interval values value
-         atan2 cot crc32 log log10 log2 truncate conv bin oct hex unhex
-         ascii bit_length char_length character_length elt field find_in_set insert instr lcase
-         left locate mid ord position quote reverse right strcmp substr substring substring_index trim ucase
-         to_base64 from_base64 md5 sha sha1 sha2 regexp_replace regexp_substr regexp_instr
-         adddate addtime convert_tz date date_add date_format date_sub datediff day dayname dayofmonth dayofweek
-         dayofyear from_days from_unixtime hour last_day makedate maketime microsecond minute month monthname
-         period_add period_diff quarter sec_to_time second str_to_date subdate subtime time time_format
-         time_to_sec timediff timestamp to_days to_seconds week weekday weekofyear year yearweek
-         json_array json_array_append json_array_insert json_contains json_contains_path json_depth json_extract
-         json_insert json_keys json_length json_merge_patch json_merge_preserve json_object json_overlaps
-         json_quote json_remove json_replace json_search json_set json_type json_unquote json_valid json_value
-         inet_aton inet_ntoa inet6_aton inet6_ntoa nullif bit_count",
-    ])
-});
 
 /// Functions that read a clock, with or without a parenthesis.
 static CLOCKS: Names = LazyLock::new(|| {
@@ -140,6 +70,7 @@ impl Walk<'_> {
             "two lists of arguments",
         )?;
         let callee = self.allowed(name)?;
+        let mark = self.cost.mark();
         match args {
             // A word that calls a function without parentheses reads the clock or the session.
             FunctionArguments::None => return Err(self.bad_function(&callee)),
@@ -152,6 +83,7 @@ impl Walk<'_> {
             }
             FunctionArguments::List(list) => self.arguments(&callee, list)?,
         }
+        self.weigh_call(&callee, args, mark);
         self.order_by_expressions(within_group)?;
         self.optional(filter.as_deref())?;
         match over {
@@ -189,19 +121,38 @@ impl Walk<'_> {
 
     fn allowed(&mut self, name: &ObjectName) -> Checked<Table> {
         let callee = self.callee(name)?;
-        let built_in = match self.dialect {
-            Dialect::Postgres => &POSTGRES,
-            Dialect::Sqlite => &SQLITE,
-            Dialect::Mysql => &MYSQL,
-        };
+        let built_in = builtins::class(self.dialect, &callee.name).is_some();
         let plain = matches!(
             name.0.as_slice(),
             [ObjectNamePart::Identifier(ident)] if ident.quote_style.is_none()
         );
-        if (plain && built_in.contains(callee.name.as_str())) || self.grants.may_call(&callee) {
+        if self.grants.may_call(&callee) {
+            return Ok(callee);
+        }
+        if plain && built_in {
+            self.means_function(&callee.name);
             return Ok(callee);
         }
         Err(self.bad_function(&callee))
+    }
+
+    /// Leaves the result of a call in place of its arguments.
+    fn weigh_call(&mut self, callee: &Table, args: &FunctionArguments, mark: u32) {
+        let class = builtins::class(self.dialect, &callee.name);
+        let Some(class) = class.filter(|_| !self.grants.may_call(callee)) else {
+            self.cost.granted(mark);
+            return;
+        };
+        let cut = match (class, args) {
+            (Class::Cut, FunctionArguments::List(list)) => searches::last_number(&list.args),
+            _ => None,
+        };
+        match cut {
+            Some(characters) => self.cost.cut(characters, mark),
+            None => self
+                .cost
+                .call(class, builtins::quoted_places(&callee.name), mark),
+        }
     }
 
     fn bad_function(&self, callee: &Table) -> super::Refusal {

@@ -91,6 +91,14 @@ impl Grants {
         self.write.contains(table)
     }
 
+    /// The last names of all granted functions.
+    pub fn function_names(&self) -> Vec<String> {
+        self.functions
+            .iter()
+            .map(|function| function.name.clone())
+            .collect()
+    }
+
     pub fn may_call(&self, function: &Table) -> bool {
         self.functions.contains(function)
     }

@@ -573,3 +573,23 @@ fn operator_token(dialect: Dialect, operator: &str) -> Option<Token> {
         _ => return None,
     })
 }
+
+/// Every operator that passes, sorted.
+#[cfg(test)]
+pub fn all_operators(dialect: Dialect) -> Vec<&'static str> {
+    const SIGNS: &str = "+-*/<>=~!@#%^&|?";
+    let mut longest = vec![String::new()];
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        longest = longest
+            .iter()
+            .flat_map(|run| SIGNS.chars().map(move |sign| format!("{run}{sign}")))
+            .collect();
+        let passes = longest
+            .iter()
+            .filter(|run| operator_token(dialect, run).is_some());
+        all.extend(passes.cloned().map(|run| &*run.leak()));
+    }
+    all.sort_unstable();
+    all
+}

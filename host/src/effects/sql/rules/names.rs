@@ -32,6 +32,8 @@ pub(super) struct Columns {
     of: BTreeSet<Table>,
     /// How many names the largest expression behind one of them has, written out.
     pub weight: u64,
+    /// The select lists that make them.
+    pub nodes: BTreeSet<u16>,
 }
 
 impl Columns {
@@ -42,13 +44,22 @@ impl Columns {
         }
     }
 
+    /// Columns of which no more is known than the select lists that make them.
+    pub fn of_nodes(nodes: BTreeSet<u16>) -> Self {
+        Self {
+            nodes,
+            ..Self::default()
+        }
+    }
+
     /// How the columns of VALUES are called.
-    pub fn of_values(width: usize, weight: u64) -> Self {
+    pub fn of_values(width: usize, weight: u64, node: u16) -> Self {
         Self {
             names: (1..=width)
                 .map(|number| format!("column{number}"))
                 .collect(),
             weight,
+            nodes: BTreeSet::from([node]),
             ..Self::default()
         }
     }
@@ -57,6 +68,7 @@ impl Columns {
         self.names.extend(more.names.iter().cloned());
         self.of.extend(more.of.iter().cloned());
         self.weight = self.weight.max(more.weight);
+        self.nodes.extend(&more.nodes);
     }
 }
 
@@ -74,7 +86,9 @@ impl Cte {
     /// Names the columns, unless a list has.
     pub fn name_columns(&mut self, columns: &Columns) {
         if self.columns.names.is_empty() {
+            let nodes = std::mem::take(&mut self.columns.nodes);
             self.columns = columns.clone();
+            self.columns.nodes.extend(nodes);
         }
     }
 }
@@ -127,7 +141,14 @@ impl Walk<'_> {
     }
 
     /// What a name weighs: as much as the largest expression that it may stand for.
-    pub fn weigh_name(&mut self) -> Checked {
+    pub fn weigh_name(&mut self, parts: &[&Ident]) -> Checked {
+        let sources = self.frames.iter().flatten();
+        let nodes = sources.flat_map(|source| source.columns.nodes.iter().copied());
+        let nodes: BTreeSet<u16> = nodes.collect();
+        if let Some(last) = parts.last() {
+            let column = self.folded(last);
+            self.cost.name(&column, &nodes);
+        }
         let sources = self.frames.iter().flatten();
         let heaviest = sources.map(|source| source.columns.weight).max();
         self.weight = self.weight.saturating_add(heaviest.unwrap_or(1).max(1));
@@ -188,6 +209,7 @@ impl Walk<'_> {
                 .collect(),
             of: BTreeSet::new(),
             weight: columns.weight,
+            nodes: columns.nodes,
         }
     }
 
@@ -257,9 +279,10 @@ impl Walk<'_> {
     }
 
     /// How the columns are called that a SELECT or RETURNING makes, the largest of which weighs so much.
-    pub fn outputs(&self, items: &[SelectItem], weight: u64) -> Columns {
+    pub fn outputs(&self, items: &[SelectItem], weight: u64, node: u16) -> Columns {
         let mut columns = Columns {
             weight,
+            nodes: BTreeSet::from([node]),
             ..Columns::default()
         };
         for item in items {

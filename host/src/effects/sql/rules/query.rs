@@ -1,5 +1,7 @@
 //! Queries: SELECT, VALUES, UNION and common table expressions.
 
+use std::collections::BTreeSet;
+
 use sqlparser::ast::{
     Cte, Distinct, Expr, Fetch, GroupByExpr, GroupByWithModifier, LimitClause, LockClause,
     NamedWindowDefinition, NamedWindowExpr, Offset, OrderBy, OrderByExpr, OrderByKind,
@@ -10,6 +12,7 @@ use sqlparser::ast::{
 
 use super::Dialect;
 use super::Kind;
+use super::cost::RECURSED;
 use super::grants::is_host_name;
 use super::names::{Columns, Cte as InScope};
 use super::refusal::{Checked, code};
@@ -17,7 +20,10 @@ use super::walk::{Outline, Walk};
 
 impl Walk<'_> {
     pub fn query(&mut self, query: &Query) -> Checked<Outline> {
-        self.deeper(|walk| walk.query_here(query))
+        let mark = self.cost.mark();
+        let outline = self.deeper(|walk| walk.query_here(query))?;
+        self.cost.truncate(mark);
+        Ok(outline)
     }
 
     fn query_here(&mut self, query: &Query) -> Checked<Outline> {
@@ -110,7 +116,7 @@ impl Walk<'_> {
             if *recursive {
                 self.scope.push(InScope {
                     name: folded.clone(),
-                    columns: self.renamed(Columns::default(), alias),
+                    columns: self.renamed(Columns::of_nodes(BTreeSet::from([RECURSED])), alias),
                     sources: 0,
                 });
                 self.recursing = Some(own);
@@ -178,6 +184,7 @@ impl Walk<'_> {
                 }
                 let right = self.side(right)?.columns;
                 columns.weight = columns.weight.max(right.weight);
+                columns.nodes.extend(right.nodes);
                 Ok(select(columns))
             }
             SetExpr::Insert(statement)
@@ -214,13 +221,18 @@ impl Walk<'_> {
         self.absent(!explicit_row, "VALUES ROW")?;
         self.absent(!value_keyword, "VALUE")?;
         let before = self.weight;
+        let node = self.cost.node();
         for row in rows {
+            let mark = self.cost.mark();
             for value in &row.content {
+                self.cost.begin();
                 self.value_or_default(value)?;
+                self.cost.end(node);
             }
+            self.cost.truncate(mark);
         }
         let width = rows.first().map_or(0, |row| row.content.len());
-        Ok(Columns::of_values(width, self.weight - before))
+        Ok(Columns::of_values(width, self.weight - before, node))
     }
 
     /// A value to store, or the word DEFAULT, which the parser takes for a column.
@@ -336,8 +348,10 @@ impl Walk<'_> {
 
     pub fn select_items(&mut self, items: &[SelectItem]) -> Checked<Columns> {
         let mut heaviest = 0;
+        let node = self.cost.node();
         for item in items {
             let before = self.weight;
+            self.cost.begin();
             match item {
                 SelectItem::UnnamedExpr(expression) => self.expression(expression)?,
                 SelectItem::ExprWithAlias { expr, alias } => {
@@ -359,8 +373,9 @@ impl Walk<'_> {
                 SelectItem::Wildcard(options) => self.wildcard(options)?,
             }
             heaviest = heaviest.max(self.weight - before);
+            self.cost.end(node);
         }
-        Ok(self.outputs(items, heaviest))
+        Ok(self.outputs(items, heaviest, node))
     }
 
     pub fn wildcard(&mut self, options: &WildcardAdditionalOptions) -> Checked {
@@ -456,7 +471,9 @@ impl Walk<'_> {
     /// Used where a kind of statement is not welcome.
     pub fn subquery(&mut self, query: &Query) -> Checked {
         let outline = self.outside_from(|walk| walk.query(query))?;
-        self.only_select(&outline)
+        self.only_select(&outline)?;
+        self.cost.subquery(&outline.columns.nodes);
+        Ok(())
     }
 
     /// A write may only be the statement itself or, in PostgreSQL, a common table expression of it.

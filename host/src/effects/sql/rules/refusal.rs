@@ -40,6 +40,8 @@ pub mod code {
         TYPE = "sql-refused-type";
         /// An operator that is not known to be pure.
         OPERATOR = "sql-refused-operator";
+        /// One row could take longer, or more memory, than the database can be stopped at.
+        TOO_COSTLY = "sql-refused-too-costly";
         /// A parameter that is not `$1`, `$2`, … without gaps.
         PARAMETER = "sql-refused-parameter";
         /// The host could not come to a verdict; the statement itself may be fine.

@@ -24,7 +24,8 @@ fn short_places(function: &str) -> &'static [usize] {
         "strpos" | "instr" | "btrim" | "ltrim" | "rtrim" | "trim" | "split_part"
         | "string_to_array" | "substring_index" | "regexp_match" | "regexp_like"
         | "regexp_count" | "regexp_substr" | "regexp_instr" | "jsonb_contains" | "jsonb_delete"
-        | "arrayoverlap" | "arraycontains" | "json_patch" | "array_to_string" => &[1],
+        | "arrayoverlap" | "arraycontains" | "json_patch" | "array_to_string" | "unhex"
+        | "jsonb_exists_any" | "jsonb_exists_all" => &[1],
         "replace" | "translate" | "regexp_replace" | "array_replace" => &[1, 2],
         "locate" | "glob" | "position" | "jsonb_contained" | "arraycontained" => &[0],
         "json_merge_patch" | "json_contains" | "json_overlaps" | "find_in_set" => &[1],
@@ -149,14 +150,24 @@ fn expression(argument: &FunctionArg) -> Option<&Expr> {
 }
 
 fn is_small_number(length: &Expr) -> bool {
-    let Expr::Value(ValueWithSpan {
-        value: Value::Number(digits, _),
-        ..
-    }) = length
-    else {
-        return false;
-    };
-    digits
-        .parse::<usize>()
-        .is_ok_and(|length| length <= MAX_SHORT_BYTES)
+    small_number(length).is_some_and(|length| length <= MAX_SHORT_BYTES)
+}
+
+/// A number that stands in the text.
+pub(super) fn small_number(length: &Expr) -> Option<usize> {
+    match length {
+        Expr::Value(ValueWithSpan {
+            value: Value::Number(digits, _),
+            ..
+        }) => digits.parse().ok(),
+        _ => None,
+    }
+}
+
+/// How many characters `left`, `right` and `substr` leave, where that stands in the text.
+pub(super) fn last_number(arguments: &[FunctionArg]) -> Option<usize> {
+    match arguments {
+        [_, length] | [_, _, length] => small_number(expression(length)?),
+        _ => None,
+    }
 }

@@ -396,6 +396,129 @@ fn what_a_search_looks_for_is_a_short_parameter_or_refused() {
     }
 }
 
+/// Found by attacking the host: none of these was ended by any timeout.
+#[test]
+fn a_row_that_nothing_could_stop_is_refused_by_the_lengths_of_its_values() {
+    const MIB: u64 = 1 << 20;
+    let judged = |text: &str, bytes: &[u64], columns: Option<Width>| {
+        let statement = allowed(Dialect::Postgres, text);
+        let count = statement.question().columns.len();
+        statement.columns_are(vec![columns; count]);
+        let widths = bytes.iter().map(|bytes| Width {
+            bytes: *bytes,
+            number: false,
+        });
+        let excess = statement.excess(&widths.collect::<Vec<_>>());
+        excess.map(|(excess, _)| excess)
+    };
+    let row = |call: &str, times: usize| format!("SELECT {}", vec![call; times].join(", "));
+    let chain = format!("SELECT {}", ["$1"; 35].join(" || "));
+    let (time, memory, quoted) = (Excess::Time, Excess::Memory, Excess::Quoted);
+    for (text, bytes, expected) in [
+        (
+            "SELECT $1::jsonb - CAST($2 AS text)::text[]",
+            vec![60_000, 60_000],
+            Some(time),
+        ),
+        (
+            "SELECT ts_rank(to_tsvector('simple', $1), to_tsquery('simple', $2))",
+            vec![MIB, 8_000],
+            Some(time),
+        ),
+        (
+            "SELECT translate($1, $2, 'x')",
+            vec![8 * MIB, 1_000],
+            Some(time),
+        ),
+        ("SELECT translate($1, $2, 'x')", vec![1_000, 1_000], None),
+        ("SELECT btrim($1, $2)", vec![4 * MIB, 1_000], Some(time)),
+        ("SELECT strpos($1, $2)", vec![4 * MIB, 1_000], Some(time)),
+        ("SELECT strpos($1, $2)", vec![MIB, 100], None),
+        (
+            &row("octet_length(sha512($1))", 400),
+            vec![8 * MIB],
+            Some(time),
+        ),
+        (&row("octet_length(sha512($1))", 4), vec![8 * MIB], None),
+        (&row("length(upper($1))", 1_600), vec![MIB], Some(time)),
+        (&row("length(upper($1))", 1_600), vec![100], None),
+        (
+            &row("length(mod($1::numeric, $2::numeric)::text)", 40),
+            vec![60_000, 60_000],
+            Some(time),
+        ),
+        (&chain, vec![12 * MIB], Some(memory)),
+        (&chain, vec![10_000], None),
+        (
+            "SELECT CAST($1 || $1 AS integer)",
+            vec![12 * MIB],
+            Some(quoted),
+        ),
+        ("SELECT CAST($1 || $1 AS integer)", vec![5], None),
+        (
+            "SELECT CAST(left($1, 100) AS integer)",
+            vec![12 * MIB],
+            None,
+        ),
+        ("SELECT encode($1, $2)", vec![5, MIB], Some(quoted)),
+    ] {
+        assert_eq!(
+            judged(text, &bytes, None),
+            expected,
+            "{text} with {bytes:?}"
+        );
+    }
+    let wide = Width {
+        bytes: 2 * MIB,
+        number: false,
+    };
+    let number = Width {
+        bytes: 32 << 10,
+        number: true,
+    };
+    let from = |list: &str| format!("{list} FROM t_orders");
+    for (text, width, expected) in [
+        (from(&row("length(upper(note))", 200)), wide, Some(time)),
+        (
+            from(&row("length(upper(left(note, 1000)))", 200)),
+            wide,
+            None,
+        ),
+        (from(&row("length(upper(note))", 10)), wide, None),
+        (from(&row("data - tags", 1)), wide, Some(time)),
+        (from(&row("total - paid", 20)), number, None),
+        (from(&row("total / paid", 100)), number, Some(time)),
+        (from(&row("(data->>'n')::numeric / 100", 20)), wide, None),
+        (
+            format!(
+                "SELECT {} FROM (SELECT upper(note) AS x FROM t_orders) AS s",
+                ["length(s.x)"; 100].join(", ")
+            ),
+            wide,
+            Some(time),
+        ),
+    ] {
+        assert_eq!(judged(&text, &[], Some(width)), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_statement_names_the_built_ins_that_it_counts_on() {
+    let statement = allowed(
+        Dialect::Postgres,
+        "SELECT left(note, 3), score(1) FROM t_orders WHERE id IN ($1) AND note LIKE 'a%' AND n::text > 'a'",
+    );
+    let names = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(" ");
+    assert_eq!(names(&statement.built_ins.functions), "left");
+    assert_eq!(names(&statement.built_ins.operators), "!~~ <> = > ~~");
+    assert_eq!(names(&statement.built_ins.types), "text");
+    let other = allowed(
+        Dialect::Sqlite,
+        "SELECT lower(note) FROM t_orders WHERE id = $1",
+    );
+    assert!(other.is_proven());
+}
+
 #[test]
 fn what_doubles_at_each_step_is_refused_before_the_database_writes_it_out() {
     for step in [

@@ -33,6 +33,12 @@ const PLAIN_POSTGRES: &[&str] = &[
 
 impl Walk<'_> {
     pub fn data_type(&mut self, data_type: &DataType) -> Checked {
+        let name = data_type.to_string().to_ascii_lowercase();
+        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        // What is written with a length or in several words is grammar, and always the database's own.
+        if self.dialect == Dialect::Postgres && name.bytes().all(is_word) {
+            self.built_ins.types.insert(name);
+        }
         match data_type {
             DataType::Character(_)
             | DataType::Char(_)
@@ -177,6 +183,9 @@ impl Walk<'_> {
         // Looking names up in the catalogs is nothing that can be granted.
         let looks_up = callee.name.starts_with("reg");
         if plain || (self.grants.may_call(&callee) && !looks_up) {
+            if self.grants.may_call(&callee) {
+                self.built_ins.types.remove(&callee.name);
+            }
             return Ok(());
         }
         Err(self.bad_type(&callee.to_string()))

@@ -7,13 +7,14 @@ use std::collections::BTreeSet;
 
 use sqlparser::ast::{Ident, ObjectName, ObjectNamePart, Statement as Tree};
 
+use super::cost::{Builder, Cost};
 use super::coverage::Understood;
 use super::grants::{Grants, Named, Table, fold, owner, place};
 use super::lexer::{PieceKind, Pieces};
 use super::names::{Columns, Cte, Source};
 use super::refusal::{Checked, Refusal, code};
 use super::{Dialect, Kind, words};
-use crate::store::NamedColumn;
+use crate::store::{BuiltIns, NamedColumn};
 
 /// How deep the walk follows the tree: deeper than any statement a person writes, and shallow enough for the stack.
 const MAX_DEPTH: usize = 150;
@@ -36,6 +37,10 @@ pub(super) struct Walk<'a> {
     pub named_columns: BTreeSet<NamedColumn>,
     /// Parameters that something is searched for, or that patterns are made of.
     pub short: BTreeSet<u16>,
+    /// What a row costs.
+    pub cost: Builder,
+    /// The names that have to mean what the database has built in.
+    pub built_ins: BuiltIns,
     /// What stands in all FROMs so far, written out.
     pub sources: u64,
     /// The names so far, written out.
@@ -54,6 +59,8 @@ pub(super) struct Walked {
     pub writes: BTreeSet<Table>,
     pub named_columns: BTreeSet<NamedColumn>,
     pub short: BTreeSet<u16>,
+    pub cost: Cost,
+    pub built_ins: BuiltIns,
 }
 
 /// What kind of statement was walked.
@@ -79,6 +86,8 @@ impl<'a> Walk<'a> {
             frames: Vec::new(),
             named_columns: BTreeSet::new(),
             short: BTreeSet::new(),
+            cost: Builder::new(),
+            built_ins: BuiltIns::default(),
             sources: 0,
             weight: 0,
             locking: false,
@@ -94,6 +103,8 @@ impl<'a> Walk<'a> {
             writes: self.writes,
             named_columns: self.named_columns,
             short: self.short,
+            cost: self.cost.finish(),
+            built_ins: self.built_ins,
         }
     }
 
@@ -110,6 +121,24 @@ impl<'a> Walk<'a> {
                 "this kind of statement is not allowed",
                 "only SELECT, INSERT, UPDATE and DELETE are",
             )),
+        }
+    }
+
+    /// These signs have to mean the operators of the database itself, which only Postgres lets others have, too.
+    pub fn means_operators(&mut self, signs: &[&str]) {
+        if self.dialect == Dialect::Postgres {
+            let words = |sign: &&&str| !sign.contains(|c: char| c.is_ascii_alphabetic());
+            let signs = signs.iter().filter(words).map(|sign| (*sign).to_owned());
+            self.built_ins.operators.extend(signs);
+        }
+    }
+
+    pub fn means_function(&mut self, name: &str) {
+        if self.dialect == Dialect::Postgres {
+            self.built_ins.functions.insert(name.to_owned());
+            if name == "nullif" {
+                self.means_operators(&["="]);
+            }
         }
     }
 
@@ -347,7 +376,7 @@ impl<'a> Walk<'a> {
     /// A column, as `column`, `table.column` or `schema.table.column`.
     pub fn column(&mut self, parts: &[&Ident]) -> Checked {
         self.qualified(parts)?;
-        self.weigh_name()?;
+        self.weigh_name(parts)?;
         self.must_be_column(parts)
     }
 

@@ -2,7 +2,10 @@
 
 use super::{rows, text};
 use crate::store::contract::{Fixture, assert_plain, execute_all, on_a_server};
-use crate::store::{NamedColumn, RowsInsert, StoreError, Value};
+use crate::store::{
+    ASSUMED_BYTES, ASSUMED_DIGITS, BuiltIns, CatalogQuestion, NamedColumn, RowsInsert, StoreError,
+    Value, Width,
+};
 
 on_a_server! {
     types_are_read_as_they_are
@@ -13,6 +16,8 @@ on_a_server! {
     a_type_without_a_value_of_its_own_is_told_how_to_be_written
     a_table_that_changes_under_a_statement_is_met_again
     a_name_that_is_no_column_is_told_before_it_is_a_call
+    what_has_the_name_of_a_built_in_is_told
+    columns_are_as_wide_as_their_types
     a_table_that_something_looks_at_is_not_plain
     what_writes_in_a_with_may_return_text
 }
@@ -374,6 +379,79 @@ async fn a_name_that_is_no_column_is_told_before_it_is_a_call(fixture: &Fixture)
     }
     let columns = [column("id", &["t"]), column("archive", &["t"])];
     assert_eq!(session.missing_column(&columns).await.unwrap(), Some(1));
+}
+
+/// The server calls the best overload of the whole path: the rules' lists of names say nothing about the owner's.
+async fn what_has_the_name_of_a_built_in_is_told(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let question = |functions: &[&str], operators: &[&str], types: &[&str]| CatalogQuestion {
+        built_ins: BuiltIns {
+            functions: set(functions),
+            operators: set(operators),
+            types: set(types),
+        },
+        granted: vec!["same".to_owned()],
+        ..CatalogQuestion::default()
+    };
+    let all = question(
+        &["left", "lower"],
+        &["=", "<", "||"],
+        &["text", "uuid", "citext"],
+    );
+    assert_eq!(session.catalog(&all).await.unwrap().other, None);
+    let statements = [
+        "CREATE FUNCTION \"left\"(text) RETURNS text LANGUAGE sql AS 'SELECT ''mine''::text'",
+        "CREATE TYPE pair AS (a int, b int)",
+        "CREATE FUNCTION same(pair, pair) RETURNS boolean LANGUAGE sql AS 'SELECT true'",
+        "CREATE FUNCTION less(pair, pair) RETURNS boolean LANGUAGE sql AS 'SELECT true'",
+        "CREATE OPERATOR = (LEFTARG = pair, RIGHTARG = pair, FUNCTION = same)",
+        "CREATE OPERATOR < (LEFTARG = pair, RIGHTARG = pair, FUNCTION = less)",
+        "CREATE DOMAIN citext AS text",
+    ];
+    execute_all(&mut *session, &statements).await;
+    let hijacked = rows(&mut *session, "SELECT left('a')", &[]).await;
+    assert_eq!(hijacked, [[Value::Text("mine".into())]]);
+    for (question, other) in [
+        (
+            question(&["left"], &[], &[]),
+            Some("the function \"left\"(text)"),
+        ),
+        (question(&["lower"], &["||"], &["text"]), None),
+        (question(&[], &["="], &[]), None),
+        (
+            question(&[], &["<"], &[]),
+            Some("the operator <(pair,pair)"),
+        ),
+        (question(&[], &[], &["citext"]), Some("the type citext")),
+    ] {
+        let answer = session.catalog(&question).await.unwrap();
+        assert_eq!(answer.other.as_deref(), other, "{question:?}");
+    }
+}
+
+async fn columns_are_as_wide_as_their_types(fixture: &Fixture) {
+    let mut session = fixture.session().await;
+    let table = "CREATE TABLE t (id BIGINT, name VARCHAR(10), note TEXT, price NUMERIC(8, 2), total NUMERIC, data JSONB)";
+    execute_all(&mut *session, &[table, "CREATE TABLE u (note INT, id INT)"]).await;
+    let columns = ["id", "name", "note", "price", "total", "data", "nothing"];
+    let question = CatalogQuestion {
+        tables: vec![(None, "t".to_owned()), (None, "u".to_owned())],
+        columns: columns.map(str::to_owned).to_vec(),
+        ..CatalogQuestion::default()
+    };
+    let widths = session.catalog(&question).await.unwrap().widths;
+    let of = |bytes, number| Some(Width { bytes, number });
+    let expected = [
+        of(8, true),
+        of(40, false),
+        of(ASSUMED_BYTES, false),
+        of(8, true),
+        of(ASSUMED_DIGITS, true),
+        of(ASSUMED_BYTES, false),
+        None,
+    ];
+    assert_eq!(widths, expected);
 }
 
 async fn a_table_that_something_looks_at_is_not_plain(fixture: &Fixture) {

@@ -10,9 +10,10 @@ use super::{BEGIN, PostgresSession, Refusal};
 use crate::store::postgres::stuck::SHORT_LOCK;
 use crate::store::postgres::warnings::listening;
 use crate::store::{
-    Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate, Finished, HostId, NamedColumn,
-    OutboxDepth, OutboxRecord, OutboxRow, Rows, RowsInsert, Session, Settlement, Start, Status,
-    StoreError, StuckSession, Upkeep, Value, WaitingFilter, WaitingRecord, WaitingRow,
+    CatalogAnswer, CatalogQuestion, Claim, ClaimRule, ConsumerId, ConsumerRow, Entry, Expect, Fate,
+    Finished, HostId, NamedColumn, OutboxDepth, OutboxRecord, OutboxRow, Rows, RowsInsert, Session,
+    Settlement, Start, Status, StoreError, StuckSession, Upkeep, Value, WaitingFilter,
+    WaitingRecord, WaitingRow,
 };
 
 #[async_trait]
@@ -398,6 +399,10 @@ impl Session for PostgresSession {
         columns: &[NamedColumn],
     ) -> Result<Option<usize>, StoreError> {
         self.guest_missing_column(columns).await
+    }
+
+    async fn catalog(&mut self, question: &CatalogQuestion) -> Result<CatalogAnswer, StoreError> {
+        self.guest_catalog(question).await
     }
 
     async fn query(
