@@ -5,12 +5,11 @@
     reason = "each bench is a program of its own and uses a part of this"
 )]
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hapax::config::{Idempotency, Limits, Random, Target, Unroutable};
+use hapax::config::{Idempotency, Limits, Random, Settings, Target, Unroutable};
 use hapax::effects::outbox::Composer;
 use hapax::effects::sql::rules::{Grants, Rules};
 use hapax::effects::{Isolation, Transaction};
@@ -72,7 +71,7 @@ impl Stage {
         let environment = Environment {
             consumer: "bench".into(),
             limits,
-            config: BTreeMap::new(),
+            config: Settings::default(),
             composer: Composer {
                 consumer: ConsumerId(1),
                 targets: ["points-credited", "out"]

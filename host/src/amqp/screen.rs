@@ -110,6 +110,8 @@ pub(super) enum Admission {
 pub struct Screen {
     /// None where nobody takes what was withheld.
     bounds: Option<Bounds>,
+    /// Nothing of a delivery but its body passes.
+    distrustful: bool,
     held: AtomicU64,
     /// The number of entries, so that nobody waits for the table when it is empty.
     entries: AtomicUsize,
@@ -132,6 +134,15 @@ impl Screen {
         Self::with(Some(bounds))
     }
 
+    /// For a connection after others that lapin has given up over what it could not read, although the walk could: no
+    /// properties pass.
+    pub fn distrusting(self, distrustful: bool) -> Self {
+        Self {
+            distrustful,
+            ..self
+        }
+    }
+
     /// For a connection whose deliveries nobody counts: bodies pass whatever their size, and nothing is kept of
     /// what cannot be read.
     pub fn open() -> Self {
@@ -141,6 +152,7 @@ impl Screen {
     fn with(bounds: Option<Bounds>) -> Self {
         Self {
             bounds,
+            distrustful: false,
             held: AtomicU64::new(0),
             entries: AtomicUsize::new(0),
             table: Mutex::default(),
@@ -220,6 +232,11 @@ impl Screen {
         } else {
             Admission::Pass(more)
         }
+    }
+
+    /// Whether the properties of a delivery may pass if they can be read.
+    pub(super) fn trusts(&self) -> bool {
+        !self.distrustful
     }
 
     /// Whether anybody takes what is withheld.

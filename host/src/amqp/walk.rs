@@ -30,6 +30,8 @@ pub enum Refusal {
     OtherClass(u16),
     #[error("the properties and headers have {bytes} bytes; a frame may have {limit}")]
     TooLong { bytes: u64, limit: usize },
+    #[error("the connection was lost each time the message was read")]
+    Unread,
 }
 
 impl Refusal {
@@ -48,6 +50,7 @@ impl Refusal {
             Self::UnknownFlags(_) => "property-flags-unknown",
             Self::OtherClass(_) => "content-class",
             Self::TooLong { .. } => "headers-too-long",
+            Self::Unread => "never-read",
         }
     }
 }

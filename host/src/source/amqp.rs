@@ -132,10 +132,11 @@ impl AmqpSource {
         life: &mut Life,
     ) -> Result<Ended, QueueError> {
         let consumer = &self.feed.consumer;
-        let screen = Arc::new(Screen::new(Bounds {
+        let screen = Screen::new(Bounds {
             max_body_bytes: self.max_parked_bytes,
             held_bytes: self.prefetch_bytes,
-        }));
+        });
+        let screen = Arc::new(screen.distrusting(intake.is_distrustful()));
         let connection = self
             .address
             .connect_screened(&format!("hapax {}", consumer.name), Arc::clone(&screen))
@@ -249,9 +250,11 @@ impl AmqpSource {
                         life.delivered = true;
                         match receiver.receive(delivery.map_err(refused)?).await? {
                             Received::Work(work, bytes) => {
+                                let distrusted = intake.is_distrustful();
                                 acker.delivered();
                                 self.feed.dispatch(*work).await;
-                                if !intake.took(bytes) {
+                                // The next one is trusted again, which takes another screen.
+                                if !intake.took(bytes) && !distrusted {
                                     continue;
                                 }
                                 let reason = "there is room for more messages at a time".to_owned();

@@ -266,6 +266,7 @@ impl Content {
             }
         };
         let why = names.or(read.err());
+        let why = why.or((!screen.trusts()).then_some(Refusal::Unread));
         let weight = if why.is_some() {
             0
         } else {

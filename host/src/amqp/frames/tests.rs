@@ -312,6 +312,18 @@ fn one_message_alone_is_let_through_whatever_the_budget() {
 }
 
 #[test]
+fn no_properties_pass_where_lapin_could_not_read_what_the_walk_could() {
+    let screen = Arc::new(Screen::new(BOUNDS).distrusting(true));
+    let properties = named("m");
+    let stream = begun(&[message(1, 1, &properties, b"body")]);
+    let expected = begun(&[message(1, 1, &[0, 0], b"body")]);
+    assert_eq!(through(&screen, &stream), expected);
+    let unreadable = screen.take(1, 1).unwrap().unreadable.unwrap();
+    assert_eq!(unreadable.properties.bytes, properties);
+    assert_eq!(unreadable.why, super::super::walk::Refusal::Unread);
+}
+
+#[test]
 fn headers_that_cost_much_memory_count_as_held() {
     let screen = Arc::new(Screen::new(BOUNDS));
     let count = 2_000_u32;
