@@ -12,17 +12,14 @@ use super::value::is_variable;
 
 /// The fields and tables whose values are no secrets. A field that is missing here is hidden in what is quoted.
 const PLAIN: &[&str] = &[
-    "admin",
     "batch",
     "batch-bytes",
     "batch-time",
     "bind",
     "brake",
-    "broker",
     "cache",
     "compile-timeout",
     "connect-timeout",
-    "consumer",
     "consumer-timeout",
     "cpu",
     "declare",
@@ -78,7 +75,6 @@ const PLAIN: &[&str] = &[
     "sql-rows",
     "sql-statements",
     "statement-timeout",
-    "store",
     "table-elements",
     "targets",
     "type",
@@ -86,6 +82,9 @@ const PLAIN: &[&str] = &[
     "wall",
     "write",
 ];
+
+/// Tables in which there are secrets: what stands in the place of one may hold them.
+const TABLES: &[&str] = &["admin", "broker", "consumer", "store"];
 
 /// Fields whose values are URLs: shown without their secrets, where they have the form of a URL.
 const URLS: &[&str] = &["url"];
@@ -106,6 +105,8 @@ const MAX_DEPTH: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Show {
     Plain,
+    /// A table is shown, and nothing in its place.
+    Table,
     Url,
     /// The name of a variable of the environment.
     Variable,
@@ -160,6 +161,7 @@ impl Place {
         let show = match name {
             _ if self.show == Show::Hidden => Show::Hidden,
             name if PLAIN.contains(&name) => Show::Plain,
+            name if TABLES.contains(&name) => Show::Table,
             name if URLS.contains(&name) => Show::Url,
             _ => Show::Hidden,
         };
@@ -184,7 +186,7 @@ impl Place {
 
 /// A field or a table of the configuration has this name.
 pub(super) fn is_known(name: &str) -> bool {
-    [PLAIN, URLS, SECRETS]
+    [PLAIN, TABLES, URLS, SECRETS]
         .iter()
         .any(|names| names.contains(&name))
 }
@@ -377,7 +379,7 @@ impl Reader<'_> {
             // A number, after which its table may end.
             Show::Hidden if line[plain..].trim_start().starts_with([',', ']', '}']) => plain,
             // A URL or a secret may hold anything.
-            Show::Url | Show::Variable | Show::Hidden => line.len(),
+            Show::Table | Show::Url | Show::Variable | Show::Hidden => line.len(),
         };
         let word = line
             .find(|c: char| !c.is_ascii_alphabetic())
@@ -465,9 +467,9 @@ impl Reader<'_> {
 
     fn show(&mut self, range: Range<usize>, show: Show, whole: bool) {
         match show {
-            Show::Plain => {}
+            Show::Plain if whole => {}
             Show::Variable if is_variable(&self.text[range.clone()]) => {}
-            Show::Variable | Show::Hidden => self.hide(range),
+            Show::Plain | Show::Table | Show::Variable | Show::Hidden => self.hide(range),
             Show::Url => {
                 let text = &self.text[range.clone()];
                 for secret in secrets_of_url(text, whole) {
