@@ -90,7 +90,7 @@ fn a_link_is_never_followed() {
     let path = places[0].join(file_name(address()));
     symlink(&elsewhere, &path).expect("a link");
     assert!(refused(&places).contains("it is a link"));
-    let found = find(&places, address()).err().expect("it is a link");
+    let found = find(&places, address()).expect_err("it is a link");
     assert!(found.to_string().contains("it is a link"), "{found}");
     // Nor is one that leads nowhere filled.
     fs::remove_file(&elsewhere).expect("a file");
@@ -122,9 +122,7 @@ fn without_a_place_it_is_said_what_to_set() {
         text.contains("STATE_DIRECTORY") && text.contains("unix:PATH"),
         "{text}"
     );
-    let missing = find(&[file.path().join("hapax")], address())
-        .err()
-        .expect("nothing is there");
+    let missing = find(&[file.path().join("hapax")], address()).expect_err("nothing is there");
     let text = missing.to_string();
     assert!(
         text.contains("admin-127.0.0.1-9470.token") && text.contains("as that user"),

@@ -152,7 +152,7 @@ mod unix {
     fn is_safe(handle: &OwnedFd, way: &Path, is_last: bool) -> io::Result<()> {
         const STICKY: u32 = 0o1000;
         let there = rustix::fs::fstat(handle)?;
-        let mode = u32::from(there.st_mode);
+        let mode = permissions(&there);
         let refused = |why: &str| {
             let text = format!(
                 "{} {why}; machine code is taken from no such place",
@@ -169,6 +169,12 @@ mod unix {
         Ok(())
     }
 
+    /// The bits of type and permissions.
+    #[allow(clippy::useless_conversion, reason = "a Mac has 16 bits for them")]
+    fn permissions(there: &rustix::fs::Stat) -> u32 {
+        u32::from(there.st_mode)
+    }
+
     fn is_ours(there: &Stat) -> bool {
         there.st_uid == 0 || there.st_uid == rustix::process::geteuid().as_raw()
     }
@@ -183,7 +189,7 @@ mod unix {
             let file = rustix::fs::openat(&self.handle, name, flags, Mode::empty())?;
             let there = rustix::fs::fstat(&file)?;
             let is_file = FileType::from_raw_mode(there.st_mode) == FileType::RegularFile;
-            if !is_file || !is_ours(&there) || u32::from(there.st_mode) & 0o022 != 0 {
+            if !is_file || !is_ours(&there) || permissions(&there) & 0o022 != 0 {
                 return Err(io::Error::new(
                     io::ErrorKind::PermissionDenied,
                     "other users can have written it",
