@@ -53,7 +53,7 @@ pub async fn keep_what_comes_back(place: &Place, scene: Scene) -> Checked {
         .cli(&["consumers", "pause", "probe", "--why", "a test"])
         .await?;
     ensure!(paused.code == Some(0), "{paused:?}");
-    until_deaf(&scene.broker).await?;
+    host.until_says("Consumer paused").await?;
     lock.close().await?;
     // The one that had begun is finished.
     let left = until_back(&scene.broker, left - 1).await?;
@@ -68,8 +68,12 @@ pub async fn keep_what_comes_back(place: &Place, scene: Scene) -> Checked {
     to_broker.cut();
     // All of them again, but for the finished one of before: what comes back of that is acknowledged at once.
     until_delivered(&host, 2 * left - 1).await?;
+    let drained = host.said("Draining")?;
     host.sigterm()?;
-    until_deaf(&scene.broker).await?;
+    wait::until_equal("the drains that have begun", drained + 1, async || {
+        host.said("Draining")
+    })
+    .await?;
     lock.close().await?;
     assert_eq!(host.exit_code().await?, 0);
     until_back(&scene.broker, left - 2).await?;
