@@ -314,9 +314,11 @@ pub fn sqlite_value_bytes<'a>(words: impl Iterator<Item = &'a str>) -> u64 {
     const NANOSECONDS: f64 = 2e9;
     /// Of a statement that searches.
     const SEARCHED_BYTES: f64 = 262_144.0;
+    /// Of the values that the calls of one row make, each of which the driver copies.
+    const MADE_BYTES: f64 = 50_331_648.0;
     /// No statement is too long for a value of this many bytes.
     const LEAST: f64 = 4096.0;
-    let (mut each, mut searches) = (1.0, false);
+    let (mut each, mut calls, mut searches) = (1.0, 1.0, false);
     for word in words {
         let word = word.to_ascii_lowercase();
         let class = match word.as_str() {
@@ -327,6 +329,9 @@ pub fn sqlite_value_bytes<'a>(words: impl Iterator<Item = &'a str>) -> u64 {
             word => class(Dialect::Sqlite, word),
         };
         let short = super::MAX_SHORT_BYTES as f64;
+        if class.is_some_and(|class| class != Class::Free) {
+            calls += 1.0;
+        }
         each += match class {
             None | Some(Class::Free) => 0.0,
             Some(Class::Linear { ns, .. }) => ns,
@@ -339,7 +344,10 @@ pub fn sqlite_value_bytes<'a>(words: impl Iterator<Item = &'a str>) -> u64 {
     }
     let most = if searches { SEARCHED_BYTES } else { f64::MAX };
     // Within an i32, which is what SQLite takes.
-    (NANOSECONDS / each).min(most).clamp(LEAST, 2e9) as u64
+    (NANOSECONDS / each)
+        .min(MADE_BYTES / calls)
+        .min(most)
+        .clamp(LEAST, 2e9) as u64
 }
 
 /// Every built-in of a dialect, sorted.

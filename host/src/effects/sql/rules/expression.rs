@@ -28,7 +28,8 @@ impl Walk<'_> {
             walk.node(expression)?;
             walk.weigh_node(expression, mark);
             for (operator, mark) in operators.into_iter().rev() {
-                walk.cost.call(operator_class(operator), 0, mark);
+                let class = operator_class(walk.dialect, operator);
+                walk.cost.call(class, 0, mark);
             }
             Ok(())
         })

@@ -447,7 +447,8 @@ fn a_row_that_nothing_could_stop_is_refused_by_the_lengths_of_its_values() {
             vec![60_000, 60_000],
             Some(time),
         ),
-        (&chain, vec![12 * MIB], Some(memory)),
+        (&chain, vec![12 * MIB], Some(time)),
+        (&chain, vec![MIB], Some(memory)),
         (&chain, vec![10_000], None),
         (
             "SELECT CAST($1 || $1 AS integer)",

@@ -4,6 +4,7 @@ use sqlparser::ast::{
     ArrayElemTypeDef, BinaryOperator, DataType, Expr, UnaryOperator, Value, ValueWithSpan,
 };
 
+use super::Dialect;
 use super::builtins::Class;
 use super::cost::Target;
 use super::searches::small_number;
@@ -54,7 +55,8 @@ impl Walk<'_> {
                     Expr::AtTimeZone { .. } => 0b10,
                     _ => 0,
                 };
-                self.cost.call(node_class(expression), quoted, mark);
+                let class = node_class(self.dialect, expression);
+                self.cost.call(class, quoted, mark);
             }
         }
     }
@@ -72,7 +74,7 @@ impl Walk<'_> {
     }
 }
 
-fn node_class(expression: &Expr) -> Class {
+fn node_class(dialect: Dialect, expression: &Expr) -> Class {
     match expression {
         Expr::Nested(_)
         | Expr::Collate { .. }
@@ -95,7 +97,7 @@ fn node_class(expression: &Expr) -> Class {
         Expr::SimilarTo { .. } | Expr::RLike { .. } => REGEX,
         Expr::Trim { .. } => STRIP,
         Expr::AnyOp { compare_op, .. } | Expr::AllOp { compare_op, .. } => {
-            operator_class(compare_op)
+            operator_class(dialect, compare_op)
         }
         Expr::IsDistinctFrom(..) | Expr::IsNotDistinctFrom(..) => Class::Equal,
         Expr::Between { .. } => LOOK,
@@ -105,8 +107,18 @@ fn node_class(expression: &Expr) -> Class {
 }
 
 /// What an operator costs.
-pub(super) fn operator_class(operator: &BinaryOperator) -> Class {
+pub(super) fn operator_class(dialect: Dialect, operator: &BinaryOperator) -> Class {
     match operator {
+        // There are no long numbers, and what MATCH looks in has an index of its own.
+        BinaryOperator::Minus
+        | BinaryOperator::Multiply
+        | BinaryOperator::Divide
+        | BinaryOperator::Modulo
+            if dialect == Dialect::Sqlite =>
+        {
+            LOOK
+        }
+        BinaryOperator::Match => Class::Free,
         BinaryOperator::Plus => JOIN,
         BinaryOperator::Minus => Class::Minus,
         BinaryOperator::Multiply => Class::Digits { ns: 0.02 },
@@ -138,8 +150,7 @@ pub(super) fn operator_class(operator: &BinaryOperator) -> Class {
         | BinaryOperator::PGILikeMatch
         | BinaryOperator::PGNotLikeMatch
         | BinaryOperator::PGNotILikeMatch
-        | BinaryOperator::Glob
-        | BinaryOperator::Match => LIKE,
+        | BinaryOperator::Glob => LIKE,
         // Truth values and bits; the walk has refused all others.
         _ => Class::Free,
     }
