@@ -335,11 +335,11 @@ impl Reader<'_> {
             }
             Some(quote @ ('"' | '\'')) => {
                 let three = &[quote; 3].iter().collect::<String>();
-                match rest.starts_with(three.as_str()) {
-                    true => self.long_string(three),
-                    false => self.string(quote, place.show),
+                if rest.starts_with(three.as_str()) {
+                    self.long_string(three);
+                    return End::Closed;
                 }
-                End::Closed
+                self.string(quote, place.show)
             }
             Some(_) => {
                 self.bare(place.show);
@@ -348,12 +348,17 @@ impl Reader<'_> {
         }
     }
 
-    fn string(&mut self, quote: char, show: Show) {
+    /// One that is not closed ends with its line, and the header of another table may be in it.
+    fn string(&mut self, quote: char, show: Show) -> End {
         let start = self.at + 1;
         let end = closing(self.text, start, quote);
         let closed = self.text[end..].starts_with(quote);
         self.show(start..end, show, closed);
         self.at = end + usize::from(closed);
+        match closed {
+            true => End::Closed,
+            false => End::Broken,
+        }
     }
 
     /// No field's text has several lines, but a secret may.
