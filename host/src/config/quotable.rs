@@ -193,6 +193,14 @@ pub(super) fn is_known(name: &str) -> bool {
         .any(|names| names.contains(&name))
 }
 
+/// Nothing of a value is left in what follows its closing quote. A stray quote within a URL is followed by the rest.
+fn ends_value(after: &str) -> bool {
+    let rest = after.trim_start_matches([' ', '\t']);
+    rest.is_empty()
+        || rest.starts_with(['\r', '\n', ',', ']', '}'])
+        || (rest.starts_with('#') && rest.len() < after.len())
+}
+
 /// What must not be quoted, in order and apart.
 pub(super) fn hidden(text: &str) -> Vec<Range<usize>> {
     let mut reader = Reader {
@@ -353,7 +361,8 @@ impl Reader<'_> {
         let start = self.at + 1;
         let end = closing(self.text, start, quote);
         let closed = self.text[end..].starts_with(quote);
-        self.show(start..end, show, closed);
+        let after = &self.text[end + usize::from(closed)..];
+        self.show(start..end, show, closed && ends_value(after));
         self.at = end + usize::from(closed);
         match closed {
             true => End::Closed,

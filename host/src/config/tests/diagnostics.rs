@@ -4,6 +4,7 @@
 use std::fs;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::*;
 
@@ -140,7 +141,12 @@ fn slips() -> impl Strategy<Value = Vec<(f64, Option<char>)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    // The same slips in every run: one that is found by chance is a case to be added, not a run that fails by chance.
+    #![proptest_config(ProptestConfig {
+        rng_seed: RngSeed::Fixed(2_026),
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(2_000)
+    })]
 
     #[test]
     fn no_slip_of_the_finger_shows_a_secret(slips in slips(), special in "[@#/?%:&=+]?") {
