@@ -203,6 +203,9 @@ fn ends_value(after: &str) -> bool {
 
 /// What must not be quoted, in order and apart.
 pub(super) fn hidden(text: &str) -> Vec<Range<usize>> {
+    if text.parse::<toml::Table>().is_err() {
+        return all_but_names(text);
+    }
     let mut reader = Reader {
         text,
         at: 0,
@@ -211,6 +214,25 @@ pub(super) fn hidden(text: &str) -> Vec<Range<usize>> {
     };
     reader.file();
     reader.hidden
+}
+
+/// Everything but the names of fields and the signs of TOML. In a file that is not valid nobody knows where a value begins
+/// and ends.
+fn all_but_names(text: &str) -> Vec<Range<usize>> {
+    let is_sign = |c: char| c.is_whitespace() || "=[]{},.\"'#".contains(c);
+    let mut hidden = Vec::new();
+    let mut at = 0;
+    while let Some(start) = text[at..].find(|c| !is_sign(c)) {
+        let start = at + start;
+        let end = text[start..]
+            .find(is_sign)
+            .map_or(text.len(), |length| start + length);
+        if !is_known(&text[start..end]) {
+            hidden.push(start..end);
+        }
+        at = end;
+    }
+    hidden
 }
 
 struct Reader<'t> {

@@ -107,6 +107,11 @@ impl<'p> Ground<'p> {
     /// Runs one sin after another, each between good neighbours, and insists that all of them are parked with
     /// `code` and that everything else has committed. The last sin is followed by one that the guest may not know.
     pub async fn run(self, sins: &[Value], code: &str) -> anyhow::Result<Aftermath> {
+        self.run_each(sins, &vec![code; sins.len()]).await
+    }
+
+    /// The same where each sin has a code of its own.
+    pub async fn run_each(self, sins: &[Value], codes: &[&str]) -> anyhow::Result<Aftermath> {
         self.prepare().await?;
         let (mut messages, mut good, mut bad) = (Vec::new(), Vec::new(), Vec::new());
         let mut neighbours = |messages: &mut Vec<Value>, number: usize| {
@@ -116,7 +121,7 @@ impl<'p> Ground<'p> {
                 good.push(order);
             }
         };
-        for (number, sin) in sins.iter().enumerate() {
+        for (number, (sin, code)) in sins.iter().zip(codes).enumerate() {
             neighbours(&mut messages, number);
             let order = format!("sin-{number:02}");
             messages.push(json!({"order_id": order, "sin": sin}));
