@@ -203,7 +203,7 @@ fn ends_value(after: &str) -> bool {
 
 /// What must not be quoted, in order and apart.
 pub(super) fn hidden(text: &str) -> Vec<Range<usize>> {
-    if text.parse::<toml::Table>().is_err() {
+    if toml::de::DeTable::parse(text).is_err() {
         return all_but_names(text);
     }
     let mut reader = Reader {
