@@ -75,7 +75,9 @@ pub async fn keep_what_comes_back(place: &Place, scene: Scene) -> Checked {
     })
     .await?;
     lock.close().await?;
-    assert_eq!(host.exit_code().await?, 0);
+    // Whether the drain is over in time or not: nothing is lost.
+    let code = host.exit_code().await?;
+    ensure!(matches!(code, 0 | 1), "the host ended with {code}");
     until_back(&scene.broker, left - 2).await?;
 
     let host = Host::start(place, &config).await?;

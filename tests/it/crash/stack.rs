@@ -196,7 +196,8 @@ impl World {
                 Some(broker) => {
                     let depth = broker.depth(IN).await?;
                     // A quorum queue whose leader is slow to answer says that it is empty and has no consumers.
-                    if depth.consumers == 0 {
+                    let paused = "SELECT count(*) FROM hapax_consumer WHERE paused_at IS NOT NULL";
+                    if depth.consumers == 0 && self.store.number(paused).await? == 0 {
                         return Ok(None);
                     }
                     i64::from(depth.ready)
