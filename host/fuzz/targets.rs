@@ -172,7 +172,7 @@ pub fn frames(data: &[u8]) {
     }
 }
 
-/// What a reader of frames lets through of a stream that comes in such pieces, and whether it found it broken.
+/// The bytes that a reader of frames lets through when a stream comes in such pieces, and its verdict on the protocol.
 fn screened(mut stream: &[u8], piece: usize) -> (Vec<u8>, bool) {
     let bounds = Bounds {
         max_body_bytes: 1000,

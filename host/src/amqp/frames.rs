@@ -57,10 +57,10 @@ const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 
-/// What a TLS server answers to a client that speaks anything else: an alert of TLS 1.
+/// The beginning of the alert of TLS 1 that a TLS server sends to a client that does not speak TLS.
 const TLS_ALERT: [u8; 2] = [21, 3];
 
-/// How a broker broke the protocol.
+/// A violation of the protocol by the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     #[error("the server speaks TLS on this port: write `amqps://` in place of `amqp://`")]
@@ -102,7 +102,7 @@ pub struct FrameReader {
     state: State,
     /// The longest frame that lapin takes, with its head and its end.
     limit: usize,
-    /// What the client asks for; 0 for no wish.
+    /// The longest frame that the client asks for; 0 if it leaves that to the broker.
     wished_limit: u32,
     contents: BTreeMap<u16, Content>,
     error: Option<FrameError>,
@@ -110,7 +110,7 @@ pub struct FrameReader {
     left_out: u64,
 }
 
-/// Where in the stream of frames the next byte stands.
+/// The place of the next byte in the stream of frames.
 enum State {
     /// Nothing has come yet.
     Start,
@@ -124,7 +124,7 @@ enum State {
     LongHeader(Box<LongHeader>),
 }
 
-/// What a look at the bytes came to.
+/// The result of one look at the bytes.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     /// Something passed; there may be more.
