@@ -315,6 +315,9 @@ pub struct Limits {
     pub sql_statements: u32,
     pub sql_rows: u32,
     pub sql_bytes: u64,
+    /// On servers, what the functions of one row of a statement may take, by estimate.
+    pub sql_row_time: Duration,
+    pub sql_row_bytes: u64,
     pub outbox_messages: u32,
     pub outbox_bytes: u64,
     pub log_bytes: u64,
@@ -333,6 +336,8 @@ impl Default for Limits {
             sql_statements: 1000,
             sql_rows: 100_000,
             sql_bytes: 16 * MIB,
+            sql_row_time: Duration::from_secs(2),
+            sql_row_bytes: 512 * MIB,
             outbox_messages: 1000,
             outbox_bytes: 16 * MIB,
             log_bytes: 64 * KIB,

@@ -438,6 +438,12 @@ fn limits(mut table: Table<'_>) -> Result<Limits, Reported> {
     let sql_bytes = table.or("sql-bytes", default.sql_bytes, |bytes| {
         bytes.bytes(0..=4 * GIB)
     });
+    let sql_row_time = table.or("sql-row-time", default.sql_row_time, |time| {
+        time.duration(MS..=HOUR)
+    });
+    let sql_row_bytes = table.or("sql-row-bytes", default.sql_row_bytes, |bytes| {
+        bytes.bytes(MIB..=64 * GIB)
+    });
     let outbox_messages = table.or("outbox-messages", default.outbox_messages, |count| {
         count.integer(0..=u32::MAX)
     });
@@ -455,6 +461,8 @@ fn limits(mut table: Table<'_>) -> Result<Limits, Reported> {
         sql_statements: sql_statements?,
         sql_rows: sql_rows?,
         sql_bytes: sql_bytes?,
+        sql_row_time: sql_row_time?,
+        sql_row_bytes: sql_row_bytes?,
         outbox_messages: outbox_messages?,
         outbox_bytes: outbox_bytes?,
         log_bytes: log_bytes?,

@@ -77,6 +77,8 @@ const PLAIN: &[&str] = &[
     "schema",
     "shutdown-timeout",
     "sql-bytes",
+    "sql-row-bytes",
+    "sql-row-time",
     "sql-rows",
     "sql-statements",
     "statement-timeout",

@@ -197,6 +197,8 @@ fn a_consumer_needs_four_fields_and_has_defaults_for_the_rest() {
                     sql_statements: 1000,
                     sql_rows: 100000,
                     sql_bytes: 16777216,
+                    sql_row_time: 2s,
+                    sql_row_bytes: 536870912,
                     outbox_messages: 1000,
                     outbox_bytes: 16777216,
                     log_bytes: 65536,

@@ -12,7 +12,7 @@ use crate::amqp::{self, Address, ConnectError, Screen};
 use crate::config::{self, BrokerKind, Config, Order, Retention, StoreKind};
 use crate::consumer::{Consumer, Parts as ConsumerParts};
 use crate::effects::outbox::Composer;
-use crate::effects::sql::rules::{BadGrant, Grants, Rules};
+use crate::effects::sql::rules::{BadGrant, Grants, RowBounds, Rules};
 use crate::failpoint::{self, Point};
 use crate::failure::Class;
 use crate::lane::Floor;
@@ -536,5 +536,6 @@ pub fn rules(settings: &config::Consumer, dialect: Dialect) -> Result<Rules, Sta
                 problems,
             }
         })?;
-    Ok(Rules::new(dialect, &grants, CACHED_STATEMENTS))
+    let bounds = RowBounds::of(&settings.limits);
+    Ok(Rules::new(dialect, &grants, CACHED_STATEMENTS).with_row_bounds(bounds))
 }

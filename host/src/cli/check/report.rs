@@ -185,10 +185,12 @@ fn limits(limits: &Limits) -> Vec<String> {
             size(limits.hostcall_bytes)
         ),
         format!(
-            "SQL: {}, {}, {}",
+            "SQL: {}, {}, {}; {:?} and {} for the functions of one row",
             count(limits.sql_statements, "statement"),
             count(limits.sql_rows, "row"),
-            size(limits.sql_bytes)
+            size(limits.sql_bytes),
+            limits.sql_row_time,
+            size(limits.sql_row_bytes)
         ),
         format!(
             "sends {}, {}; logs {}",
@@ -541,7 +543,7 @@ mod tests {
               reply        to the queue that a message names as its reply-to
               random       seeded: equal in every attempt
               limits       200ms of processor, 5s in all; 64 MiB of memory, 100,000 table elements; 32 MiB passed to the host
-                           SQL: 1,000 statements, 100,000 rows, 16 MiB
+                           SQL: 1,000 statements, 100,000 rows, 16 MiB; 2s and 512 MiB for the functions of one row
                            sends 1,000 messages, 16 MiB; logs 64 KiB
               bodies       up to 4 MiB handled, up to 128 MiB parked whole; 64 MiB fetched ahead
               runs         4 lanes, prefetch 1024, batch 256, 5 attempts, remembered 7d

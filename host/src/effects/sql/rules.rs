@@ -40,6 +40,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use lru::LruCache;
 use sqlparser::dialect::{MySqlDialect, PostgreSqlDialect, SQLiteDialect};
@@ -90,6 +91,29 @@ const SQLITE_VALUE_BYTES: u64 = 20 << 20;
 /// The longest value of Postgres.
 const LONGEST: f64 = 1_073_741_824.0;
 
+/// What the functions of one row may take, by estimate: no database can be stopped within a row.
+#[derive(Clone, Copy, Debug)]
+pub struct RowBounds {
+    pub time: Duration,
+    /// All the values that they make.
+    pub bytes: u64,
+}
+
+impl RowBounds {
+    pub fn of(limits: &Limits) -> Self {
+        Self {
+            time: limits.sql_row_time,
+            bytes: limits.sql_row_bytes,
+        }
+    }
+}
+
+impl Default for RowBounds {
+    fn default() -> Self {
+        Self::of(&Limits::default())
+    }
+}
+
 /// A parameter as handlers bind them.
 const SHORT_PARAMETER: Width = Width {
     bytes: 64,
@@ -97,6 +121,7 @@ const SHORT_PARAMETER: Width = Width {
 };
 
 use super::speculation::Plainness;
+use crate::config::Limits;
 pub use crate::store::Dialect;
 use crate::store::{ASSUMED_BYTES, BuiltIns, CatalogQuestion, NamedColumn, Width};
 
@@ -154,6 +179,7 @@ pub struct Statement {
     granted: Vec<String>,
     proven: AtomicBool,
     cost: Cost,
+    row: RowBounds,
     /// A row costs little whatever columns hold, as long as parameters are small.
     light: bool,
     /// What the catalog knows of the columns that `cost` names.
@@ -216,7 +242,7 @@ impl Statement {
                 }
             };
             let column = |column: usize| *widths?.get(column)?;
-            self.cost.weigh(parameter, column, LONGEST).excess()
+            self.cost.weigh(parameter, column, LONGEST).excess(self.row)
         };
         let excess = weigh(u64::MAX)?;
         Some((excess, weigh(SHORT_PARAMETER.bytes).is_some()))
@@ -252,6 +278,7 @@ pub struct Rules {
     dialect: Dialect,
     grants: Arc<Grants>,
     max_statement_bytes: usize,
+    row: RowBounds,
     allowed: Mutex<Allowed>,
 }
 
@@ -269,6 +296,7 @@ impl Rules {
             dialect,
             grants: Arc::new(grants.clone()),
             max_statement_bytes: DEFAULT_MAX_STATEMENT_BYTES,
+            row: RowBounds::default(),
             allowed: Mutex::new(Allowed {
                 statements: LruCache::unbounded(),
                 text_bytes: 0,
@@ -282,16 +310,21 @@ impl Rules {
         self
     }
 
+    pub fn with_row_bounds(mut self, bounds: RowBounds) -> Self {
+        self.row = bounds;
+        self
+    }
+
     /// Allows the statement or says why not. A text seen before costs a look-up; judging a new one blocks.
     pub fn check(&self, text: &str) -> Result<Arc<Statement>, Refusal> {
         if let Some(statement) = self.known(text) {
             return Ok(statement);
         }
         self.must_fit(text)?;
-        let (dialect, grants) = (self.dialect, &self.grants);
+        let (dialect, grants, row) = (self.dialect, &self.grants, self.row);
         let judged = thread::scope(|scope| {
             judges_desk()
-                .spawn_scoped(scope, || judge(dialect, grants, text))
+                .spawn_scoped(scope, || judge(dialect, grants, row, text))
                 .map(thread::ScopedJoinHandle::join)
         });
         match judged {
@@ -310,10 +343,11 @@ impl Rules {
         self.must_fit(text)?;
         let seat = SEATS.acquire().await;
         let (answer, verdict) = oneshot::channel();
-        let (dialect, grants, own) = (self.dialect, Arc::clone(&self.grants), text.to_owned());
+        let (dialect, grants, row) = (self.dialect, Arc::clone(&self.grants), self.row);
+        let own = text.to_owned();
         let judging = judges_desk().spawn(move || {
             // Nobody may be waiting any more, which is no loss.
-            let _ = answer.send(judge(dialect, &grants, &own));
+            let _ = answer.send(judge(dialect, &grants, row, &own));
             drop(seat);
         });
         match judging {
@@ -401,7 +435,7 @@ impl Allowed {
 }
 
 /// Judges one text: the whole pipeline of this module, without the cache.
-fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
+fn judge(dialect: Dialect, grants: &Grants, row: RowBounds, text: &str) -> Checked<Statement> {
     kind(text)?;
     let pieces = lexer::cut(dialect, text)?;
     let parameters = parameters(dialect, &pieces)?;
@@ -410,7 +444,7 @@ fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
     let outline = walk.statement(&tree)?;
     let walked = walk.finish();
     coverage::check(dialect, &pieces, &walked.understood)?;
-    let light = must_be_bounded(dialect, &pieces, &walked)?;
+    let light = must_be_bounded(dialect, row, &pieces, &walked)?;
     Ok(Statement {
         text: pieces.text.to_owned(),
         kind: outline.kind,
@@ -424,6 +458,7 @@ fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
         granted: grants.function_names(),
         proven: AtomicBool::new(false),
         cost: walked.cost,
+        row,
         light,
         widths: OnceLock::new(),
         plainness: Plainness::default(),
@@ -444,7 +479,12 @@ fn judge(dialect: Dialect, grants: &Grants, text: &str) -> Checked<Statement> {
 
 /// Refuses a statement of which one row would cost too much whatever is bound and whatever the tables hold, and tells
 /// whether it costs little whatever they hold.
-fn must_be_bounded(dialect: Dialect, pieces: &Pieces, walked: &walk::Walked) -> Checked<bool> {
+fn must_be_bounded(
+    dialect: Dialect,
+    row: RowBounds,
+    pieces: &Pieces,
+    walked: &walk::Walked,
+) -> Checked<bool> {
     let of = |bytes: u64, number: bool| Width { bytes, number };
     let excess = match dialect {
         // The store cuts the values of a statement by its calls; here is left what is written out many times.
@@ -462,11 +502,11 @@ fn must_be_bounded(dialect: Dialect, pieces: &Pieces, walked: &walk::Walked) -> 
         Dialect::Postgres | Dialect::Mysql => {
             let column = |_| Some(SHORT_PARAMETER);
             let weight = walked.cost.weigh(|_| SHORT_PARAMETER, column, LONGEST);
-            weight.excess()
+            weight.excess(row)
         }
     };
     if let Some(excess) = excess {
-        let (message, help) = excess.tell();
+        let (message, help) = excess.tell(dialect);
         return Err(Refusal::whole(code::TOO_COSTLY, message, help));
     }
     if dialect == Dialect::Sqlite {
@@ -476,7 +516,7 @@ fn must_be_bounded(dialect: Dialect, pieces: &Pieces, walked: &walk::Walked) -> 
     let weight = walked
         .cost
         .weigh(|_| of(SMALL_BYTES, false), column, LONGEST);
-    Ok(weight.excess().is_none())
+    Ok(weight.excess(row).is_none())
 }
 
 /// Names the kind of statement that is refused, before its details are: `COMMIT` should not hear about commas.

@@ -6,7 +6,9 @@ use crate::effects::sql::Deferred;
 use crate::effects::sql::rules::{self, Kind, MAX_SHORT_BYTES, Statement};
 use crate::failpoint::{self, Point};
 use crate::failure::{Failure, code};
-use crate::store::{self, Constraint, ConstraintKind, NamedColumn, Value as Stored, Width};
+use crate::store::{
+    self, Constraint, ConstraintKind, Dialect, NamedColumn, Value as Stored, Width,
+};
 
 use super::super::bindings::hapax::plugin::sql::{
     Column, Error, ErrorKind, Host, OtherValue, Rows, Value,
@@ -115,7 +117,7 @@ impl Guest {
             )));
         }
         self.prove(&statement).await?;
-        within_a_row(&statement, &parameters)?;
+        within_a_row(&statement, &parameters, self.environment.dialect)?;
         Ok((statement, parameters))
     }
 
@@ -169,12 +171,16 @@ impl Guest {
 }
 
 /// Insists that one row of the statement ends soon, with these parameters.
-fn within_a_row(statement: &Statement, parameters: &[Stored]) -> Result<(), Stop> {
+fn within_a_row(
+    statement: &Statement,
+    parameters: &[Stored],
+    dialect: Dialect,
+) -> Result<(), Stop> {
     let widths: Vec<Width> = parameters.iter().map(width).collect();
     let Some((excess, whatever_is_bound)) = statement.excess(&widths) else {
         return Ok(());
     };
-    let (message, help) = excess.tell();
+    let (message, help) = excess.tell(dialect);
     if whatever_is_bound {
         let code = rules::code::TOO_COSTLY;
         return Err(refused(format!("{code}: {message}; {help}")));

@@ -17,15 +17,12 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::builtins::Class;
+use super::{Dialect, RowBounds};
 use crate::store::{ASSUMED_BYTES, ASSUMED_DIGITS, Width};
 
 /// The longest parameter that is looked at only once, when the statement is judged.
 pub const SMALL_BYTES: u64 = 1024;
 
-/// The time of one row.
-const MAX_NANOSECONDS: f64 = 2e9;
-/// The values that the calls of one row make.
-const MAX_ROW_BYTES: f64 = 512.0 * 1024.0 * 1024.0;
 /// What a database may quote in an error, and write to its log.
 const MAX_QUOTED_BYTES: f64 = 64.0 * 1024.0;
 /// The same of a document, of which it quotes one word.
@@ -112,17 +109,21 @@ pub enum Excess {
 
 impl Excess {
     /// What is wrong, and what to do.
-    pub fn tell(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Time => (
+    pub fn tell(self, dialect: Dialect) -> (&'static str, &'static str) {
+        match (self, dialect) {
+            (Self::Time, Dialect::Sqlite) => (
                 "the functions of one row could run for longer than any timeout sees",
-                "cut long values where they are used, as in left(x, 1000), call fewer functions on them, or split the statement",
+                "cut long values where they are used, as in substr(x, 1, 1000), call fewer functions on them, or split the statement",
             ),
-            Self::Memory => (
+            (Self::Time, _) => (
+                "the functions of one row could run for longer than any timeout sees",
+                "cut long values where they are used, as in left(x, 1000), call fewer functions on them, or raise limits.sql-row-time",
+            ),
+            (Self::Memory, _) => (
                 "the functions of one row could take more memory than the database should give",
-                "cut long values where they are joined, as in left(x, 1000), or join fewer of them",
+                "cut long values where they are joined, as in left(x, 1000), join fewer of them, or raise limits.sql-row-bytes",
             ),
-            Self::Quoted => (
+            (Self::Quoted, _) => (
                 "a cast or a function would quote a long value in its error, and the database would log it",
                 "cut the value first, as in CAST(left(x, 100) AS integer)",
             ),
@@ -131,12 +132,12 @@ impl Excess {
 }
 
 impl Weight {
-    pub fn excess(&self) -> Option<Excess> {
+    pub fn excess(&self, bounds: RowBounds) -> Option<Excess> {
         if self.quotes_too_much {
             Some(Excess::Quoted)
-        } else if self.nanoseconds > MAX_NANOSECONDS {
+        } else if self.nanoseconds > bounds.time.as_nanos() as f64 {
             Some(Excess::Time)
-        } else if self.bytes > MAX_ROW_BYTES {
+        } else if self.bytes > bounds.bytes as f64 {
             Some(Excess::Memory)
         } else {
             None

@@ -396,6 +396,27 @@ fn what_a_search_looks_for_is_a_short_parameter_or_refused() {
     }
 }
 
+#[test]
+fn what_a_row_may_take_is_the_operators_to_say() {
+    let text = "SELECT translate($1, $2, 'x')";
+    let widths = [8 << 20, 1_000].map(|bytes| Width {
+        bytes,
+        number: false,
+    });
+    let excess = |time: u64, bytes: u64| {
+        let bounds = RowBounds {
+            time: Duration::from_secs(time),
+            bytes,
+        };
+        let rules = rules(Dialect::Postgres).with_row_bounds(bounds);
+        let statement = rules.check(text).expect("it is allowed");
+        statement.excess(&widths).map(|(excess, _)| excess)
+    };
+    assert_eq!(excess(2, 512 << 20), Some(Excess::Time));
+    assert_eq!(excess(600, 512 << 20), None);
+    assert_eq!(excess(600, 1 << 20), Some(Excess::Memory));
+}
+
 /// Found by attacking the host: none of these was ended by any timeout.
 #[test]
 fn a_row_that_nothing_could_stop_is_refused_by_the_lengths_of_its_values() {
