@@ -35,7 +35,9 @@ pub async fn keep_what_comes_back(place: &Place, scene: Scene) -> Checked {
         .set("prefetch", "100")
         .set("limits", UNHURRIED);
     let url = scene.broker.url_through(to_broker.address());
+    // The drain has to end; how fast a busy machine is at that is not asked here.
     let config = Config::new("host", &scene.store.url, &url)
+        .host_line("shutdown-timeout = \"5m\"")
         .store_line("lock-timeout = \"50s\"")
         .store_line("statement-timeout = \"60s\"")
         .consumer(consumer);
@@ -75,9 +77,8 @@ pub async fn keep_what_comes_back(place: &Place, scene: Scene) -> Checked {
     })
     .await?;
     lock.close().await?;
-    // Whether the drain is over in time or not: nothing is lost.
     let code = host.exit_code().await?;
-    ensure!(matches!(code, 0 | 1), "the host ended with {code}");
+    ensure!(code == 0, "the host ended with {code}");
     until_back(&scene.broker, left - 2).await?;
 
     let host = Host::start(place, &config).await?;
@@ -128,7 +129,7 @@ async fn until_deaf(broker: &VirtualHost) -> Checked {
     .await
 }
 
-/// Waits until the queue, from which nobody consumes, has so many messages, and returns how many it has.
+/// Waits until the queue, from which nobody consumes, has at least this number of messages, and returns how many it has.
 async fn until_back(broker: &VirtualHost, at_least: usize) -> anyhow::Result<usize> {
     until_deaf(broker).await?;
     let what = format!("at least {at_least} messages to be back");

@@ -83,7 +83,7 @@ impl Stuck {
         .await
     }
 
-    /// Waits until so many messages are committed, by whichever host.
+    /// Waits until this number of messages is committed, by any host.
     async fn until_committed(&self, all: usize) -> Checked {
         wait::until_equal("committed messages", all as i64, async || {
             Ok(self.scene.store.fates().await?.committed)

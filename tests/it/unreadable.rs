@@ -54,7 +54,7 @@ fn good(order: &str) -> Message {
     scene::message(order, &[scene::insert(order, 0)])
 }
 
-/// A good message whose body has about so many bytes.
+/// A good message with a body of about this length.
 fn padded(order: &str, bytes: usize) -> Message {
     let padding = "p".repeat(bytes);
     let steps = [scene::insert(order, 0)];

@@ -231,7 +231,7 @@ pub fn line_warning(url: &str) -> Option<String> {
     (!is_here).then(|| {
         format!(
             "store: {host} is another machine, and sslmode is {mode}: messages can cross the network in plain text, \
-             and whoever answers is taken for the database; write sslmode=verify-full&sslrootcert=FILE into the \
+             and any server that answers is taken for the database; write sslmode=verify-full&sslrootcert=FILE into the \
              URL, which alone makes sure of both"
         )
     })
@@ -359,7 +359,7 @@ mod tests {
         }
     }
 
-    /// Whoever listens there is asked, and nobody else.
+    /// Only the server that listens there is asked.
     #[tokio::test]
     async fn an_ipv6_address_reaches_what_it_names() {
         let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else {

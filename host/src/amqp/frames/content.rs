@@ -61,7 +61,7 @@ struct Large {
 /// What becomes of a content header.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Header {
-    /// So many bytes of its payload pass.
+    /// This number of bytes of its payload pass.
     Passes(usize),
     /// It comes out behind the body.
     Waits,
@@ -69,7 +69,7 @@ pub enum Header {
 
 enum Verdict {
     Pass,
-    /// A header without properties that announces so many bytes.
+    /// A header without properties that announces a body of this length.
     Blank(u64),
     /// Until its body has come. Then as it came, or without properties.
     Wait {

@@ -63,7 +63,7 @@ impl Intake {
         self.width == 1 && self.unread >= UNREAD
     }
 
-    /// A delivery with a body of so many bytes was taken. True when the next subscription may be wider.
+    /// A delivery with a body of this length was taken. True when the next subscription may be wider.
     pub fn took(&mut self, bytes: u64) -> bool {
         self.unread = 0;
         self.largest = self.largest.max(bytes);
@@ -85,7 +85,7 @@ impl Intake {
         false
     }
 
-    /// A body of so many bytes did not fit beside what is held: the subscription ends, and the next is narrower.
+    /// A body of this length did not fit beside what is held: the subscription ends, and the next is narrower.
     pub fn overflowed(&mut self, bytes: u64) {
         self.largest = self.largest.max(bytes);
         self.narrow(self.fitting());

@@ -17,11 +17,11 @@ pub(super) enum Class {
     Free,
     /// The result is one of the arguments.
     Pick,
-    /// So many nanoseconds for each byte; the result has so many bytes for each byte.
+    /// `ns` for each byte; the result has `grows` bytes for each byte.
     Linear { ns: f64, grows: f64 },
     /// Two values that are compared only where they have the same length.
     Equal,
-    /// So many nanoseconds for each byte of the first and each byte of the others: a search.
+    /// A search: `ns` for each pair of a byte of the first argument and a byte of the others.
     Search { ns: f64, grows: f64 },
     /// A search for the second argument, each of which becomes the third.
     Replace { ns: f64 },
@@ -29,9 +29,9 @@ pub(super) enum Class {
     Expand { ns: f64 },
     /// All but the first, with the first between them.
     Joined,
-    /// So many nanoseconds for the square of the bytes.
+    /// `ns` times the square of the bytes.
     Square { ns: f64 },
-    /// Arithmetic of long numbers: so many nanoseconds for each pair of their digits.
+    /// Arithmetic of long numbers: `ns` for each pair of their digits.
     Digits { ns: f64 },
     /// Takes numbers from each other, and from a document what an array names.
     Minus,
