@@ -88,7 +88,7 @@ const EXEMPT: &[(&str, &str)] = &[
         "the caller passes before-effects and after-effects",
     ),
     (
-        "lane.rs: claims calls claim",
+        "lane/world.rs: claims calls claim",
         "it is rolled back: a question whether the store can do it",
     ),
     (
