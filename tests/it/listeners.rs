@@ -31,8 +31,12 @@ const CONNECTIONS_VARIABLE: &str = "HAPAX_TEST_CONNECTIONS";
 const TURNS: usize = 5;
 const MESSAGES_OF_A_TURN: u64 = 8_000;
 
-/// How long an attacker rests before it opens a connection in place of one that was closed.
+/// How long an attacker rests before it opens a connection in place of one that was closed: 5,000 of them are some
+/// 3,000 new connections a second.
 const REST: Duration = Duration::from_secs(1);
+/// The same for the rates, where what opening connections costs the attackers' own processor should be little: 5,000
+/// of them are 500 new connections a second.
+const LONG_REST: Duration = Duration::from_secs(10);
 
 const MESSAGES: usize = 300;
 
@@ -45,7 +49,7 @@ pub async fn that_are_flooded_hold_up_no_message_and_no_probe(place: &Place) -> 
     host.until_ready().await?;
     let admin = config.admin.parse::<SocketAddr>()?;
     let addresses = [config.health, config.health, admin];
-    let flood = Flood::start(&addresses).await?;
+    let flood = Flood::start(&addresses, REST).await?;
     for part in 0..10 {
         let orders = (0..MESSAGES / 10).map(|n| ordinary(&format!("o-{part}-{n}")));
         scene.publish(&orders.collect::<Vec<_>>()).await?;
@@ -82,10 +86,10 @@ pub async fn that_are_flooded_hold_up_no_message_and_no_probe(place: &Place) -> 
 async fn tell_rates(scene: &Scene, host: &Host, addresses: &[SocketAddr]) -> anyhow::Result<i64> {
     let mut number = 0;
     for turn in 0..TURNS {
-        for is_flooded in [false, true] {
-            let flood = match is_flooded {
-                true => Some(Flood::start(addresses).await?),
-                false => None,
+        for rest in [None, Some(LONG_REST), Some(REST)] {
+            let flood = match rest {
+                Some(rest) => Some(Flood::start(addresses, rest).await?),
+                None => None,
             };
             host.cli(&["consumers", "pause", "probe", "--why", "a turn"])
                 .await?;
@@ -101,7 +105,8 @@ async fn tell_rates(scene: &Scene, host: &Host, addresses: &[SocketAddr]) -> any
             let last = before + MESSAGES_OF_A_TURN;
             host.until_metric("hapax_committed_total", last).await?;
             let rate = (last - first) as f64 / begun.elapsed().as_secs_f64();
-            println!("turn {turn}, flood {is_flooded}: {rate:.0} messages a second");
+            let what = rest.map_or("no flood".to_owned(), |rest| format!("each rests {rest:?}"));
+            println!("turn {turn}, {what}: {rate:.0} messages a second");
             drop(flood);
             number += 1;
         }
@@ -116,7 +121,7 @@ struct Flood {
 
 impl Flood {
     /// Begins, and returns when each of them has had a connection.
-    async fn start(addresses: &[SocketAddr]) -> anyhow::Result<Self> {
+    async fn start(addresses: &[SocketAddr], rest: Duration) -> anyhow::Result<Self> {
         // The tests' own process needs as many files.
         let hard = getrlimit(Resource::Nofile).maximum;
         let all = Rlimit {
@@ -133,7 +138,7 @@ impl Flood {
         let opened = Arc::new(AtomicUsize::new(0));
         let mut attackers = JoinSet::new();
         for (_, address) in (0..number).zip(addresses.iter().copied().cycle()) {
-            attackers.spawn(attack(address, Arc::clone(&opened)));
+            attackers.spawn(attack(address, rest, Arc::clone(&opened)));
         }
         wait::until("all connections", wait::PATIENCE, async || {
             Ok((opened.load(Ordering::Relaxed) >= number).then_some(()))
@@ -148,7 +153,7 @@ impl Flood {
 }
 
 /// Holds a connection for as long as it can, again and again. Counts itself when it has had the first.
-async fn attack(address: SocketAddr, opened: Arc<AtomicUsize>) {
+async fn attack(address: SocketAddr, rest: Duration, opened: Arc<AtomicUsize>) {
     let mut is_counted = false;
     loop {
         if let Ok(mut stream) = TcpStream::connect(address).await {
@@ -160,7 +165,7 @@ async fn attack(address: SocketAddr, opened: Arc<AtomicUsize>) {
             let _ = stream.write_all(half).await;
             let _ = stream.read_to_end(&mut Vec::new()).await;
         }
-        tokio::time::sleep(REST).await;
+        tokio::time::sleep(rest).await;
     }
 }
 
