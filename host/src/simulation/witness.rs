@@ -16,8 +16,9 @@ use super::schedule::{
     Letter, MAX_ATTEMPTS, MAX_DELAY, MAX_HELD, Scenario, asker, copy_of, key_of, key_of_body,
 };
 
-/// How long the transaction may take that a host has begun before it knows that a channel is gone.
-const IN_FLIGHT: Duration = Duration::from_secs(1);
+/// How long the transaction may take that a host has begun before it knows that a channel is gone: half a second for a
+/// lock, up to 0.8 s until the server does a COMMIT whose answer was lost, and some round trips of up to 0.2 s.
+const IN_FLIGHT: Duration = Duration::from_secs(3);
 
 /// Where the handler's messages go.
 const OUT: &str = "out";
@@ -264,8 +265,12 @@ impl Witness {
                     match broker.first_channel(number) {
                         First::Lost => self.raced += 1,
                         First::Noticed(since) if since.elapsed() < IN_FLIGHT => self.raced += 1,
-                        first => complaints.push(format!(
-                            "{key} was parked as a duplicate of itself; its channel: {first:?}"
+                        First::Noticed(since) => complaints.push(format!(
+                            "{key} was parked as a duplicate of itself, {:?} after its host knew that its channel is gone",
+                            since.elapsed()
+                        )),
+                        First::Open => complaints.push(format!(
+                            "{key} was parked as a duplicate of itself, and its channel is open"
                         )),
                     }
                 }
