@@ -3,7 +3,7 @@
 //! The system gives a process few of them unless it asks for more, and more are there for the asking. Where they run
 //! out, lanes get no connection to the store: so what strangers can open is a small part of them.
 
-/// A listener may take one of this number of descriptors.
+/// Divisor of the limit of descriptors: the share that one listener may take.
 const SHARE: u64 = 16;
 
 /// The least that a listener can work with.

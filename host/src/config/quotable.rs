@@ -124,7 +124,7 @@ struct Place {
     show: Show,
     /// Its `env` and `file` say where the value is.
     refers: bool,
-    /// What is shown of the entries, where the user has named them.
+    /// Part that is shown of its entries, where the user has named them.
     entries: Option<Show>,
 }
 
@@ -144,9 +144,10 @@ impl Place {
                 entries: None,
             };
         }
+        let reference = |show| Self { show, ..Self::TOP };
         let show = match name {
-            "file" if self.refers => Show::Plain,
-            "env" if self.refers => Show::Variable,
+            "file" if self.refers => return reference(Show::Plain),
+            "env" if self.refers => return reference(Show::Variable),
             _ if self.show == Show::Hidden => Show::Hidden,
             _ if PLAIN.contains(&name) => Show::Plain,
             _ if TABLES.contains(&name) => Show::Table,
@@ -209,7 +210,7 @@ fn all_but_names(text: &str) -> Vec<Range<usize>> {
 struct Reader<'t> {
     text: &'t str,
     hidden: Vec<Range<usize>>,
-    /// Where names and values are. Between them are signs and comments.
+    /// Ranges of names and values. Only signs and comments lie between them.
     read: Vec<Range<usize>>,
 }
 
@@ -304,8 +305,8 @@ fn merged(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     ranges
 }
 
-/// What is hidden of the value of a field that is a URL. A URL that is not well-formed may hold its password anywhere
-/// behind the scheme.
+/// Ranges of secrets in the value of a field that is a URL. A URL that is not well-formed may hold its password
+/// anywhere behind the scheme.
 fn secrets_of_url(text: &str) -> Vec<Range<usize>> {
     const SCHEMES: &[&str] = &[
         "postgresql",

@@ -1,4 +1,4 @@
-//! What a lane needs of the world: a session, a database that answers, and patience where they fail.
+//! The session of a lane, and its pauses while the store fails.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ impl Lane {
     }
 
     /// Opens a session after one was lost in a statement of a handler, and says whether that one was left behind.
-    /// Nothing when the lane is to stop.
+    /// `None` also when the lane is to stop.
     pub(super) async fn look_behind(&mut self) -> Option<StuckSession> {
         let mut trouble = Backoff::for_servers();
         loop {
@@ -37,7 +37,7 @@ impl Lane {
         }
     }
 
-    /// Whether the database does now what a batch needs of it: it is asked to claim a key, which is rolled back.
+    /// Asks the database to claim a key, which a batch needs of it, and rolls that back. True when it worked.
     pub(super) async fn answers(&mut self) -> bool {
         let consumer = Arc::clone(&self.consumer);
         let answer = match self.connect().await {
@@ -50,7 +50,7 @@ impl Lane {
         answer.is_ok()
     }
 
-    /// Waits for the world, and says so once.
+    /// Waits before the next try, and warns once when tries go on failing.
     pub(super) async fn pause(
         &mut self,
         trouble: &mut Backoff,

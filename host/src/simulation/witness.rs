@@ -16,8 +16,8 @@ use super::schedule::{
     Letter, MAX_ATTEMPTS, MAX_DELAY, MAX_HELD, Scenario, asker, copy_of, key_of, key_of_body,
 };
 
-/// How long the transaction may take that a host has begun before it knows that a channel is gone: half a second for a
-/// lock, up to 0.8 s until the server does a COMMIT whose answer was lost, and some round trips of up to 0.2 s.
+/// Longest time that a transaction goes on after its host knows that the channel is gone: half a second for a lock, up
+/// to 0.8 s until the server does a COMMIT whose answer was lost, and some round trips of up to 0.2 s.
 const IN_FLIGHT: Duration = Duration::from_secs(3);
 
 /// Where the handler's messages go.

@@ -214,6 +214,26 @@ fn a_name_that_steers_a_terminal_is_shown_as_an_escape() {
     assert!(!said.contains('\u{1b}'), "{said:?}");
 }
 
+/// What hides secrets goes down into tables by recursion.
+#[test]
+fn a_file_that_is_nested_deeply_is_refused() {
+    let levels = 100_000;
+    for text in [
+        format!("{} = 1", vec!["a"; levels].join(".")),
+        format!("[{}]", vec!["a"; levels].join(".")),
+        format!("a = {}", "[".repeat(levels)),
+        format!("a = {}", "{a=".repeat(levels)),
+    ] {
+        assert!(bad(&text).count() > 0);
+    }
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_reference_is_hidden() {
+    let rendered = bad("[admin]\ntoken = { env = { file = 'hunter2' } }").render(false);
+    assert!(!rendered.contains("hunter2"), "{rendered}");
+}
+
 #[test]
 fn a_quoted_line_keeps_what_is_no_secret() {
     let shown = "admin = { token = '***', listen = 'of' }";

@@ -40,7 +40,6 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use lru::LruCache;
 use sqlparser::dialect::{MySqlDialect, PostgreSqlDialect, SQLiteDialect};
@@ -51,7 +50,7 @@ use tokio::sync::{Semaphore, oneshot};
 #[cfg(test)]
 pub use builtins::all as all_built_ins;
 pub use builtins::sqlite_value_bytes;
-pub use cost::Excess;
+pub use cost::{Excess, RowBounds};
 pub use grants::{BadGrant, Grants, Table};
 #[cfg(test)]
 pub use lexer::all_operators;
@@ -91,29 +90,6 @@ const SQLITE_VALUE_BYTES: u64 = 20 << 20;
 /// The longest value of Postgres.
 const LONGEST: f64 = 1_073_741_824.0;
 
-/// What the functions of one row may take, by estimate: no database can be stopped within a row.
-#[derive(Clone, Copy, Debug)]
-pub struct RowBounds {
-    pub time: Duration,
-    /// All the values that they make.
-    pub bytes: u64,
-}
-
-impl RowBounds {
-    pub fn of(limits: &Limits) -> Self {
-        Self {
-            time: limits.sql_row_time,
-            bytes: limits.sql_row_bytes,
-        }
-    }
-}
-
-impl Default for RowBounds {
-    fn default() -> Self {
-        Self::of(&Limits::default())
-    }
-}
-
 /// A parameter as handlers bind them.
 const SHORT_PARAMETER: Width = Width {
     bytes: 64,
@@ -121,7 +97,6 @@ const SHORT_PARAMETER: Width = Width {
 };
 
 use super::speculation::Plainness;
-use crate::config::Limits;
 pub use crate::store::Dialect;
 use crate::store::{ASSUMED_BYTES, BuiltIns, CatalogQuestion, NamedColumn, Width};
 

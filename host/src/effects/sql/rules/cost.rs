@@ -16,8 +16,11 @@
 
 mod builder;
 
+use std::time::Duration;
+
+use super::Dialect;
 use super::builtins::Class;
-use super::{Dialect, RowBounds};
+use crate::config::Limits;
 use crate::store::{ASSUMED_BYTES, ASSUMED_DIGITS, Width};
 
 pub(super) use builder::{Builder, RECURSED};
@@ -93,7 +96,30 @@ pub struct Cost {
     nodes: u16,
 }
 
-/// What a row may take.
+/// Bounds of what the functions of one row may take, by estimate. A database can be stopped between rows only.
+#[derive(Clone, Copy, Debug)]
+pub struct RowBounds {
+    pub time: Duration,
+    /// All the values that the functions make.
+    pub bytes: u64,
+}
+
+impl RowBounds {
+    pub fn of(limits: &Limits) -> Self {
+        Self {
+            time: limits.sql_row_time,
+            bytes: limits.sql_row_bytes,
+        }
+    }
+}
+
+impl Default for RowBounds {
+    fn default() -> Self {
+        Self::of(&Limits::default())
+    }
+}
+
+/// Upper bound of what a row takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Weight {
     pub nanoseconds: f64,
@@ -112,13 +138,14 @@ pub enum Excess {
 impl Excess {
     /// What is wrong, and what to do.
     pub fn tell(self, dialect: Dialect) -> (&'static str, &'static str) {
+        let too_long = "the functions of one row could run for longer than any timeout sees";
         match (self, dialect) {
             (Self::Time, Dialect::Sqlite) => (
-                "the functions of one row could run for longer than any timeout sees",
+                too_long,
                 "cut long values where they are used, as in substr(x, 1, 1000), call fewer functions on them, or split the statement",
             ),
             (Self::Time, _) => (
-                "the functions of one row could run for longer than any timeout sees",
+                too_long,
                 "cut long values where they are used, as in left(x, 1000), call fewer functions on them, or raise limits.sql-row-time",
             ),
             (Self::Memory, _) => (

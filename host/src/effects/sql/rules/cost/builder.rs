@@ -36,7 +36,7 @@ impl Builder {
         self.cost
     }
 
-    /// How many values there are.
+    /// Number of values on the stack.
     pub fn mark(&self) -> u32 {
         self.depth
     }
